@@ -1,0 +1,1 @@
+"""The ``exadask`` command: parse, call the API, print."""

@@ -1,0 +1,277 @@
+"""Every error a user can meet: what happened with the values, why, and what to do next.
+
+All of them survive pickling, because they travel between nodes: the positional arguments of
+``super().__init__`` rebuild the error on the other side.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ClusterLost",
+    "CommandFailed",
+    "DependencyFailed",
+    "ExadaskError",
+    "ExecutorClosed",
+    "ImpossibleRequest",
+    "InvalidQuantity",
+    "InvalidRequest",
+    "InvalidTransition",
+    "MemoryExceeded",
+    "NoActiveExecutor",
+    "NodeLost",
+    "NotSerializable",
+    "RecipeError",
+    "RemoteError",
+    "TaskCrashed",
+    "TimeExceeded",
+]
+
+
+class ExadaskError(Exception):
+    """The base of all errors that exadask raises."""
+
+
+class InvalidQuantity(ExadaskError, ValueError):
+    """A number, an amount of memory or a duration that cannot be understood."""
+
+    def __init__(self, name: str, value: object, wanted: str) -> None:
+        super().__init__(name, value, wanted)
+        self.name, self.value, self.wanted = name, value, wanted
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value!r} is not valid: give {self.wanted}."
+
+
+class InvalidRequest(ExadaskError, TypeError):
+    """A call that cannot mean anything: a wrong type, an unknown option, a missing value."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what, advice)
+        self.what, self.advice = what, advice
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.advice}"
+
+
+class InvalidTransition(ExadaskError, RuntimeError):
+    """The scheduler's books were told something that cannot have happened: a bug of exadask."""
+
+    def __init__(self, subject: str, event: str, history: str) -> None:
+        super().__init__(subject, event, history)
+        self.subject, self.event, self.history = subject, event, history
+
+    def __str__(self) -> str:
+        return (
+            f"{self.subject} cannot take the event {self.event!r} (history: {self.history}). "
+            "This is a bug of exadask; please report it with this message."
+        )
+
+
+class ImpossibleRequest(ExadaskError):
+    """A task asks for more than any node can ever offer, so waiting would never help."""
+
+    def __init__(self, task: str, asked: str, largest: str) -> None:
+        super().__init__(task, asked, largest)
+        self.task, self.asked, self.largest = task, asked, largest
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task!r} asks for {self.asked}, but the largest node has {self.largest}. "
+            "Ask for less, or start the Executor with larger nodes (see: exadask info)."
+        )
+
+
+class MemoryExceeded(ExadaskError, MemoryError):
+    """A task used more memory than it asked for, and was ended; its neighbours were not."""
+
+    def __init__(self, task: str, asked: int, peak: int, node: str) -> None:
+        super().__init__(task, asked, peak, node)
+        self.task, self.asked, self.peak, self.node = task, asked, peak, node
+
+    def __str__(self) -> str:
+        gib = 2**30
+        return (
+            f"task {self.task!r} used {self.peak / gib:.3f} GiB on node {self.node!r} and was "
+            f"entitled to {self.asked / gib:.3f} GiB, so it was ended. "
+            f"Ask for more, for example memory='{_rounded_up_gib(self.peak)}', "
+            "or make the task smaller."
+        )
+
+
+class TimeExceeded(ExadaskError, TimeoutError):
+    """A task ran longer than the time it asked for, and was ended."""
+
+    def __init__(self, task: str, limit_s: float, node: str) -> None:
+        super().__init__(task, limit_s, node)
+        self.task, self.limit_s, self.node = task, limit_s, node
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task!r} ran longer than its time limit of {self.limit_s:g} s on node "
+            f"{self.node!r}, so it was ended. Raise time=, or split the task."
+        )
+
+
+class TaskCrashed(ExadaskError):
+    """The process of a task died: a signal (a segfault, the kernel's OOM killer) or an exit."""
+
+    def __init__(
+        self, task: str, signal: str | None, exit_code: int | None, stderr_tail: str, node: str
+    ) -> None:
+        super().__init__(task, signal, exit_code, stderr_tail, node)
+        self.task, self.signal, self.exit_code = task, signal, exit_code
+        self.stderr_tail, self.node = stderr_tail, node
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            how = f"was killed by {self.signal}"
+            hints = {
+                "SIGSEGV": "Compiled code touched memory that is not its own: run the function "
+                "alone under `python -X faulthandler`.",
+                "SIGKILL": "Nobody here sent it: most often the kernel ran out of memory. Give "
+                "the task a memory= request.",
+            }
+            hint = hints.get(self.signal, "Run the function alone to reproduce it.")
+        else:
+            how = f"ended its process with exit code {self.exit_code}"
+            hint = "A task must return or raise; it must not call exit()."
+        tail = f"\nLast lines of its stderr:\n{self.stderr_tail}" if self.stderr_tail else ""
+        return f"task {self.task!r} {how} on node {self.node!r}. {hint}{tail}"
+
+
+class NodeLost(ExadaskError):
+    """A task was running, alone, each time that several nodes died: it is what kills them."""
+
+    def __init__(self, task: str, nodes: tuple[str, ...]) -> None:
+        super().__init__(task, nodes)
+        self.task, self.nodes = task, nodes
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task!r} was running on {len(self.nodes)} nodes in a row when they died "
+            f"({', '.join(self.nodes)}), the last time alone, so it is not tried again. "
+            "Run it alone with more memory=, and look at the nodes' logs."
+        )
+
+
+class DependencyFailed(ExadaskError):
+    """A task could not run because one of its inputs failed; the root's error is the cause."""
+
+    def __init__(self, task: str, chain: tuple[str, ...], root_error: str) -> None:
+        super().__init__(task, chain, root_error)
+        self.task, self.chain, self.root_error = task, chain, root_error
+
+    def __str__(self) -> str:
+        path = " <- ".join((self.task, *self.chain))
+        return (
+            f"task {self.task!r} did not run, because an input failed ({path}): "
+            f"{self.root_error}. Repair {self.chain[-1]!r}; its full traceback is the cause above."
+        )
+
+
+class NotSerializable(ExadaskError, TypeError):
+    """A function, an argument or a result cannot be sent to another process."""
+
+    def __init__(self, what: str, where: str, reason: str) -> None:
+        super().__init__(what, where, reason)
+        self.what, self.where, self.reason = what, where, reason
+
+    def __str__(self) -> str:
+        return (
+            f"cannot send {self.what} to another process, found at {self.where}: {self.reason}. "
+            "Make it inside the task (open the file, connect, take the lock there), or pass what "
+            "is needed to make it."
+        )
+
+
+class RemoteError(ExadaskError):
+    """An exception or a result of a task that cannot be rebuilt in this process."""
+
+    def __init__(self, task: str, type_name: str, message: str, traceback: str) -> None:
+        super().__init__(task, type_name, message, traceback)
+        self.task, self.type_name = task, type_name
+        self.message, self.traceback = message, traceback
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task!r}: {self.type_name}: {self.message}\n"
+            "(This object could not be rebuilt here: its class is missing, or its __init__ does "
+            f"not accept its own args.)\n{self.traceback}"
+        )
+
+
+class ExecutorClosed(ExadaskError, RuntimeError):
+    """Work was given to an executor that has been shut down, or asked of it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return (
+            f"cannot {self.what} after shutdown: the executor is closed. "
+            "Do it inside the `with Executor() as ex:` block, or make a new Executor."
+        )
+
+
+class NoActiveExecutor(ExadaskError, RuntimeError):
+    """A task was submitted where no executor is open."""
+
+    def __init__(self, task: str) -> None:
+        super().__init__(task)
+        self.task = task
+
+    def __str__(self) -> str:
+        return (
+            f"no executor is open, so {self.task!r} has nowhere to run. Open one with "
+            "`with exadask.Executor() as ex:`, or call the function directly to run it here."
+        )
+
+
+class ClusterLost(ExadaskError):
+    """The connection to the scheduler broke, so the state of a task is unknown."""
+
+    def __init__(self, task: str, reason: str) -> None:
+        super().__init__(task, reason)
+        self.task, self.reason = task, reason
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task!r} was lost with the cluster: {self.reason}. "
+            "Submit it again with a new Executor."
+        )
+
+
+class CommandFailed(ExadaskError):
+    """A shell command ended with an exit code other than zero."""
+
+    def __init__(self, command: str, exit_code: int, directory: str, stderr_tail: str) -> None:
+        super().__init__(command, exit_code, directory, stderr_tail)
+        self.command, self.exit_code = command, exit_code
+        self.directory, self.stderr_tail = directory, stderr_tail
+
+    def __str__(self) -> str:
+        hint = "The shell did not find the program." if self.exit_code == 127 else ""
+        tail = f"\nLast lines of its stderr:\n{self.stderr_tail}" if self.stderr_tail else ""
+        return (
+            f"command {self.command!r} ended with exit code {self.exit_code} in "
+            f"{self.directory}. {hint} Its files were kept there; use check=False to get the "
+            f"result all the same.{tail}"
+        )
+
+
+class RecipeError(ExadaskError):
+    """A recipe that cannot be run: not found, no entry point, a wrong parameter."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what, advice)
+        self.what, self.advice = what, advice
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.advice}"
+
+
+def _rounded_up_gib(n_bytes: int) -> str:
+    """Suggest half as much again, in whole steps of 256 MiB."""
+    steps = -(-int(n_bytes * 1.5) // 2**28)
+    return f"{steps / 4:g}GiB"

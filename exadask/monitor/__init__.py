@@ -1,0 +1,1 @@
+"""SHOWS: progress bars and what objects look like in a terminal and a notebook."""

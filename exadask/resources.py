@@ -1,0 +1,246 @@
+"""What a task asks for (`Resources`) and what a node has (`NodeShape`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from exadask.errors import InvalidQuantity
+from exadask.units import parse_bytes, parse_seconds, render_bytes, render_seconds
+
+GPU_UNIT = 1000
+"""Shares of one GPU that the books can tell apart: ``gpus=0.25`` is 250 of them."""
+
+GpuVendor = Literal["none", "nvidia", "amd", "intel"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one task asks of one node.
+
+    Use `Resources.parse` to give memory and time as text.
+
+    Parameters
+    ----------
+    cores : int
+        Cores for this task alone [cores], >= 1.
+    gpu_units : int
+        GPUs for this task [1/1000 GPU]: a multiple of 1000, or less than 1000 for a share of one.
+    memory_bytes : int, optional
+        Memory that the task may use, all its processes together [bytes]. None: not limited, and
+        not booked.
+    time_s : float, optional
+        How long the task may run [s]. None: not limited.
+
+    Examples
+    --------
+    >>> Resources.parse(cores=4, gpus=0.5, memory="2GiB", time="1h")
+    Resources(cores=4, gpus=0.5, memory='2 GiB', time='1h')
+    """
+
+    cores: int = 1
+    gpu_units: int = 0
+    memory_bytes: int | None = None
+    time_s: float | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        cores: int = 1,
+        gpus: float = 0,
+        memory: int | float | str | None = None,
+        time: int | float | str | None = None,
+    ) -> Resources:
+        """Build a request from what a user writes.
+
+        Parameters
+        ----------
+        cores : int
+            Whole cores [cores], >= 1.
+        gpus : float
+            Whole GPUs, or a share of one between 0.001 and 1 [GPUs].
+        memory : int, float or str, optional
+            Memory [bytes], or text such as ``"8GiB"``.
+        time : int, float or str, optional
+            Time limit [s], or text such as ``"2h"``.
+
+        Returns
+        -------
+        Resources
+            The request.
+
+        Raises
+        ------
+        InvalidQuantity
+            A value is not understood, not positive, or a fraction where whole numbers are needed.
+        """
+        return cls(
+            cores=_whole(cores, "cores", least=1),
+            gpu_units=_gpu_units(gpus),
+            memory_bytes=None if memory is None else parse_bytes(memory),
+            time_s=None if time is None else parse_seconds(time),
+        )
+
+    @property
+    def gpus(self) -> float:
+        """GPUs asked for [GPUs]; less than one is a share of a device."""
+        return self.gpu_units / GPU_UNIT
+
+    def __str__(self) -> str:
+        parts = [_count(self.cores, "core")]
+        if self.gpu_units:
+            parts.append(_count(self.gpus, "GPU"))
+        if self.memory_bytes is not None:
+            parts.append(f"{render_bytes(self.memory_bytes)} of memory")
+        if self.time_s is not None:
+            parts.append(render_seconds(self.time_s))
+        return ", ".join(parts)
+
+    def __repr__(self) -> str:
+        parts = [f"cores={self.cores}"]
+        if self.gpu_units:
+            parts.append(f"gpus={self.gpus:g}")
+        if self.memory_bytes is not None:
+            parts.append(f"memory={render_bytes(self.memory_bytes)!r}")
+        if self.time_s is not None:
+            parts.append(f"time={render_seconds(self.time_s)!r}")
+        return f"Resources({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{self}</code>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeShape:
+    """What one node offers to tasks.
+
+    Use `NodeShape.declare` for a shape of your own; the shape of this machine is detected.
+
+    Parameters
+    ----------
+    core_ids : tuple of int
+        The cores that tasks may use, as the operating system numbers them.
+    numa : tuple of tuple of int
+        Groups of core ids that share memory; together they are `core_ids`.
+    gpu_ids : tuple of str
+        The GPUs that tasks may use, as the vendor's environment variable names them.
+    gpu_vendor : {"none", "nvidia", "amd", "intel"}
+        Whose variable makes a GPU visible.
+    gpu_cores : tuple of tuple of int
+        For each GPU the core ids near it; empty where this is not known.
+    memory_bytes : int
+        Memory that all tasks together may ask for [bytes].
+    is_real : bool
+        Whether the ids are this machine's, so that tasks are bound to them. A declared shape is
+        counted but not bound.
+    origin : dict of str to str
+        How each fact was found, for ``exadask info``.
+    """
+
+    core_ids: tuple[int, ...]
+    memory_bytes: int
+    numa: tuple[tuple[int, ...], ...] = ()
+    gpu_ids: tuple[str, ...] = ()
+    gpu_vendor: GpuVendor = "none"
+    gpu_cores: tuple[tuple[int, ...], ...] = ()
+    is_real: bool = False
+    origin: dict[str, str] = field(default_factory=dict, compare=False, hash=False)
+
+    @classmethod
+    def declare(cls, *, cores: int, gpus: int = 0, memory: int | float | str = "1TiB") -> NodeShape:
+        """Describe an imagined node: counted exactly, bound to nothing.
+
+        Parameters
+        ----------
+        cores : int
+            Cores [cores], >= 1.
+        gpus : int
+            Whole GPUs [GPUs], >= 0.
+        memory : int, float or str
+            Memory [bytes], or text such as ``"64GiB"``.
+
+        Returns
+        -------
+        NodeShape
+            A shape whose ids count from zero.
+
+        Raises
+        ------
+        InvalidQuantity
+            A value is not understood, or not positive.
+
+        Examples
+        --------
+        >>> print(NodeShape.declare(cores=4, gpus=1, memory="8GiB"))
+        4 cores, 1 GPU, 8 GiB of memory
+        """
+        core_ids = tuple(range(_whole(cores, "cores", least=1)))
+        return cls(
+            core_ids=core_ids,
+            numa=(core_ids,),
+            gpu_ids=tuple(str(index) for index in range(_whole(gpus, "gpus", least=0))),
+            memory_bytes=parse_bytes(memory),
+            origin={"shape": "declared"},
+        )
+
+    @property
+    def cores(self) -> int:
+        """Number of cores [cores]."""
+        return len(self.core_ids)
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs [GPUs]."""
+        return len(self.gpu_ids)
+
+    def fits(self, request: Resources) -> bool:
+        """Whether this node, were it empty, could run a task with this request."""
+        return (
+            request.cores <= self.cores
+            and request.gpu_units <= self.gpus * GPU_UNIT
+            and (request.memory_bytes or 0) <= self.memory_bytes
+        )
+
+    def __str__(self) -> str:
+        parts = [_count(self.cores, "core")]
+        if self.gpu_ids:
+            parts.append(_count(self.gpus, "GPU"))
+        parts.append(f"{render_bytes(self.memory_bytes)} of memory")
+        return ", ".join(parts)
+
+    def _repr_html_(self) -> str:
+        return f"<code>{self}</code>"
+
+
+def largest(shapes: Sequence[NodeShape]) -> NodeShape:
+    """Return the shape with most cores; then most GPUs, then most memory.
+
+    Raises
+    ------
+    ValueError
+        There are no shapes.
+    """
+    return max(shapes, key=lambda shape: (shape.cores, shape.gpus, shape.memory_bytes))
+
+
+def _whole(value: object, name: str, *, least: int) -> int:
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole or int(value) < least:  # type: ignore[call-overload]  # narrowed by is_whole
+        raise InvalidQuantity(name, value, f"a whole number, at least {least}")
+    return int(value)  # type: ignore[call-overload,no-any-return]  # narrowed by is_whole
+
+
+def _gpu_units(gpus: object) -> int:
+    wanted = "a whole number of GPUs, or a share of one between 0.001 and 1"
+    if isinstance(gpus, bool) or not isinstance(gpus, (int, float)) or not 0 <= gpus < 2**31:
+        raise InvalidQuantity("gpus", gpus, wanted)
+    units = int(gpus * GPU_UNIT + 1e-9)
+    if (gpus > 1 and units % GPU_UNIT) or (gpus > 0 and units == 0):
+        raise InvalidQuantity("gpus", gpus, wanted)
+    return units
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:g} {noun}" if number <= 1 else f"{number:g} {noun}s"

@@ -1,0 +1,1 @@
+"""What tests of exadask, and of code that uses it, need."""

@@ -1,0 +1,168 @@
+"""The one place where "8GiB" becomes bytes and "2h" becomes seconds, and back."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from exadask.errors import InvalidQuantity
+
+_BYTES_PER_UNIT = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_BYTES_PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*")
+_SECONDS_PATTERN = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|min|s|m|h|d)\s*")
+_CLOCK_PATTERN = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
+
+
+def parse_bytes(value: int | float | str, *, name: str = "memory") -> int:
+    """Turn an amount of memory into bytes.
+
+    Parameters
+    ----------
+    value : int, float or str
+        A number of bytes, or a number with a unit: ``kB MB GB TB`` (powers of 1000),
+        ``KiB MiB GiB TiB`` (powers of 1024). Upper and lower case are the same.
+    name : str
+        What the amount is for; it appears in the error.
+
+    Returns
+    -------
+    int
+        The amount [bytes], >= 1.
+
+    Raises
+    ------
+    InvalidQuantity
+        The value is not an amount of memory, or is not positive.
+
+    Examples
+    --------
+    >>> parse_bytes("1.5 GiB")
+    1610612736
+    >>> parse_bytes(4096)
+    4096
+    """
+    if isinstance(value, str):
+        match = _BYTES_PATTERN.fullmatch(value)
+        unit = match.group(2).lower() if match else None
+        if match is None or unit not in _BYTES_PER_UNIT:
+            raise InvalidQuantity(name, value, 'an amount of memory such as "512MiB" or "8GB"')
+        amount = float(match.group(1)) * _BYTES_PER_UNIT[unit]
+    else:
+        amount = _number(value, name, 'an amount of memory such as "512MiB", or bytes')
+    if not 1 <= amount < 2**63:
+        raise InvalidQuantity(name, value, "more than zero bytes, and at most 8 EiB")
+    return int(amount)
+
+
+def parse_seconds(value: int | float | str, *, name: str = "time") -> float:
+    """Turn a duration into seconds.
+
+    Parameters
+    ----------
+    value : int, float or str
+        A number of seconds; numbers with units (``ms s m min h d``), one after the other;
+        or a batch system's clock, ``[D-]HH:MM:SS``.
+    name : str
+        What the duration is for; it appears in the error.
+
+    Returns
+    -------
+    float
+        The duration [s], > 0 and finite.
+
+    Raises
+    ------
+    InvalidQuantity
+        The value is not a duration, or is not positive.
+
+    Examples
+    --------
+    >>> parse_seconds("1h30m")
+    5400.0
+    >>> parse_seconds("1-00:00:10")
+    86410.0
+    """
+    wanted = 'a duration such as "90s", "5m", "1h30m" or "02:00:00"'
+    if isinstance(value, str):
+        seconds = _seconds_from_text(value.strip())
+        if seconds is None:
+            raise InvalidQuantity(name, value, wanted)
+    else:
+        seconds = _number(value, name, wanted)
+    if not 0 < seconds < math.inf:
+        raise InvalidQuantity(name, value, "a duration longer than zero, and finite")
+    return seconds
+
+
+def render_bytes(n_bytes: int | float) -> str:
+    """Write an amount of memory for a human.
+
+    Examples
+    --------
+    >>> render_bytes(1610612736)
+    '1.5 GiB'
+    >>> render_bytes(12)
+    '12 B'
+    """
+    amount = float(n_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(amount) < 1024:
+            return f"{amount:.4g} {unit}"
+        amount /= 1024
+    return f"{amount:.4g} TiB"
+
+
+def render_seconds(seconds: float) -> str:
+    """Write a duration for a human.
+
+    Examples
+    --------
+    >>> render_seconds(5400)
+    '1h30m'
+    >>> render_seconds(0.25)
+    '0.25s'
+    """
+    if seconds < 60:
+        return f"{seconds:.3g}s"
+    whole = round(seconds)
+    parts = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, whole = divmod(whole, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts[:2])
+
+
+def _number(value: object, name: str, wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise InvalidQuantity(name, value, wanted)
+    return float(value)
+
+
+def _seconds_from_text(text: str) -> float | None:
+    clock = _CLOCK_PATTERN.fullmatch(text)
+    if clock:
+        days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    if re.fullmatch(r"[0-9]*\.?[0-9]+", text):
+        return float(text)
+    total, position = 0.0, 0
+    while position < len(text):
+        part = _SECONDS_PATTERN.match(text, position)
+        if part is None:
+            return None
+        total += float(part.group(1)) * _SECONDS_PER_UNIT[part.group(2)]
+        position = part.end()
+    return total if text else None
