@@ -1,3 +1,54 @@
-"""Dask's futures with a real resource scheduler."""
+"""Dask's futures with a real resource scheduler.
+
+Ordinary functions, shell commands and MPI programs run as futures, each with exactly the cores,
+GPUs, memory and time that it asks for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from exadask import errors
+from exadask.command import CommandResult, command
+from exadask.resources import NodeShape, Resources
+from exadask.task import Task, task
+
+if TYPE_CHECKING:
+    from exadask.executor import Executor, as_completed, wait
+    from exadask.future import Future
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CommandResult",
+    "Executor",
+    "Future",
+    "NodeShape",
+    "Resources",
+    "Task",
+    "__version__",
+    "as_completed",
+    "command",
+    "errors",
+    "task",
+    "wait",
+]
+
+_HOME = {
+    "Executor": "exadask.executor",
+    "Future": "exadask.future",
+    "as_completed": "exadask.executor",
+    "wait": "exadask.executor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used when it is used: ``import exadask`` itself must be fast."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'exadask' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

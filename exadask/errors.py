@@ -81,7 +81,7 @@ class ImpossibleRequest(ExadaskError):
         )
 
 
-class MemoryExceeded(ExadaskError, MemoryError):
+class MemoryExceeded(ExadaskError):
     """A task used more memory than it asked for, and was ended; its neighbours were not."""
 
     def __init__(self, task: str, asked: int, peak: int, node: str) -> None:
@@ -98,7 +98,7 @@ class MemoryExceeded(ExadaskError, MemoryError):
         )
 
 
-class TimeExceeded(ExadaskError, TimeoutError):
+class TimeExceeded(ExadaskError):
     """A task ran longer than the time it asked for, and was ended."""
 
     def __init__(self, task: str, limit_s: float, node: str) -> None:

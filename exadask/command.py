@@ -1,0 +1,263 @@
+"""Shell commands as tasks: each runs in a directory of its own, and its files are its result."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import string
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exadask.errors import CommandFailed, InvalidRequest
+from exadask.task import Task, TaskOptions
+
+if TYPE_CHECKING:
+    from exadask.future import Future
+
+_TAIL_BYTES = 4000
+_ECHO_BYTES = 65536
+_FOLDER = "exadask-commands"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """How a command ended.
+
+    Parameters
+    ----------
+    command : str
+        What the shell ran.
+    exit_code : int
+        Its exit code; minus the signal if one killed it.
+    directory : Path
+        Where it ran; everything that it wrote is there.
+    """
+
+    command: str
+    exit_code: int
+    directory: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it left in its directory, sorted."""
+        return tuple(sorted(path for path in self.directory.rglob("*") if path.is_file()))
+
+    @property
+    def stdout(self) -> str:
+        """What it wrote to standard output and did not redirect."""
+        return (self.directory / "stdout").read_text(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        """What it wrote to standard error and did not redirect."""
+        return (self.directory / "stderr").read_text(errors="replace")
+
+
+def command(
+    template: str,
+    *,
+    check: bool = True,
+    directory: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> Command:
+    """Make a shell command a task.
+
+    Parameters
+    ----------
+    template : str
+        The command, run by ``/bin/sh``. ``{name}`` stands for a value given to ``submit``; values
+        are quoted. Write ``{{`` and ``}}`` for braces of the shell's own.
+    check : bool
+        Whether an exit code other than zero is an error.
+    directory : path, optional
+        Where all its calls run. None: each in a new directory under ``exadask-commands``; values
+        that are paths of existing files are then given as absolute paths.
+    **options
+        As for `exadask.task`.
+
+    Returns
+    -------
+    Command
+        Call it to run it here, ``submit`` it to run it as a task; the result is a `CommandResult`.
+
+    Raises
+    ------
+    InvalidRequest
+        The template or an option makes no sense.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> hello = command("echo hello {name}", directory=tempfile.gettempdir())
+    >>> hello.fields
+    ('name',)
+    """
+    if not isinstance(template, str) or not template.strip():
+        raise InvalidRequest(f"command() got {template!r}.", "Give the command as a text.")
+    shell = _Shell(
+        template, _fields(template), check, None if directory is None else str(directory)
+    )
+    return Command(shell, TaskOptions.parse({"name": _program(template), **options}))
+
+
+class Command(Task[Any, CommandResult]):
+    """A shell command that can be run here, or submitted; made by `command`."""
+
+    def __init__(self, shell: _Shell, options: TaskOptions) -> None:
+        self._shell = shell
+        super().__init__(shell, options)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the values that it needs."""
+        return self._shell.fields
+
+    def submit(self, /, *args: Any, **values: Any) -> Future[CommandResult]:
+        """Run the command as a task of the active executor.
+
+        Parameters
+        ----------
+        **values
+            One for each field; futures become their values.
+
+        Raises
+        ------
+        InvalidRequest
+            A value is missing, or belongs to no field.
+        """
+        self._shell.check_values(args, values)
+        return super().submit(**values)
+
+    def map(
+        self, /, *iterables: Iterable[Any], progress: bool = False
+    ) -> list[Future[CommandResult]]:
+        """Submit one task for each mapping of values.
+
+        Parameters
+        ----------
+        *iterables : iterable of dict
+            The values of each call.
+        progress : bool
+            Whether to show a progress bar while they run.
+        """
+        from exadask.executor import active_executor
+
+        calls = [values for iterable in iterables for values in iterable]
+        for values in calls:
+            if not isinstance(values, Mapping):
+                raise InvalidRequest(
+                    f"map() of a command got {values!r}.", "Give dicts: [{'xyz': path}, ...]."
+                )
+            self._shell.check_values((), values)
+        by_mapping = Task(_ByMapping(self._shell), self.options)
+        return active_executor(self.name).map_task(by_mapping, [calls], progress=progress)
+
+
+class _Shell:
+    """What runs the command, wherever that is."""
+
+    def __init__(
+        self, template: str, fields: tuple[str, ...], check: bool, directory: str | None
+    ) -> None:
+        self.template, self.fields = template, fields
+        self.check, self.directory = check, directory
+        self.__name__ = _program(template)
+
+    def check_values(self, args: tuple[Any, ...], values: Mapping[str, Any]) -> None:
+        if args:
+            raise InvalidRequest(
+                f"command {self.template!r} got values without names: {args!r}.",
+                f"Give them by name: {', '.join(self.fields) or 'it needs none'}.",
+            )
+        missing = [name for name in self.fields if name not in values]
+        unknown = [name for name in values if name not in self.fields]
+        if missing or unknown:
+            raise InvalidRequest(
+                f"command {self.template!r} needs the values {list(self.fields)} and got "
+                f"{list(values)}.",
+                f"Missing: {missing}. Unknown: {unknown}.",
+            )
+
+    def __call__(self, *args: Any, **values: Any) -> CommandResult:
+        self.check_values(args, values)
+        texts = {name: shlex.quote(_text(value)) for name, value in values.items()}
+        line = self.template.format(**texts)
+        directory = self._directory()
+        with (directory / "stdout").open("wb") as out, (directory / "stderr").open("wb") as err:
+            ended = subprocess.run(
+                ["/bin/sh", "-c", line], cwd=directory, stdout=out, stderr=err, check=False
+            )
+        result = CommandResult(command=line, exit_code=ended.returncode, directory=directory)
+        sys.stdout.write(_tail(directory / "stdout", _ECHO_BYTES))
+        sys.stderr.write(_tail(directory / "stderr", _ECHO_BYTES))
+        if self.check and ended.returncode != 0:
+            tail = _tail(directory / "stderr", _TAIL_BYTES)
+            raise CommandFailed(line, ended.returncode, str(directory), tail)
+        return result
+
+    def _directory(self) -> Path:
+        if self.directory is not None:
+            given = Path(self.directory).absolute()
+            given.mkdir(parents=True, exist_ok=True)
+            return given
+        home = Path(_FOLDER).absolute()
+        home.mkdir(exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{self.__name__}-", dir=home))
+
+
+class _ByMapping:
+    """Takes the values as one mapping."""
+
+    def __init__(self, shell: _Shell) -> None:
+        self._shell = shell
+
+    def __call__(self, values: Mapping[str, Any]) -> CommandResult:
+        return self._shell(**values)
+
+
+def _fields(template: str) -> tuple[str, ...]:
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise InvalidRequest(
+            f"command {template!r} has a brace without its partner ({error}).",
+            "Write {{ and }} for braces of the shell's own.",
+        ) from error
+    for name in names:
+        if not name.isidentifier():
+            raise InvalidRequest(
+                f"command {template!r} has the field {{{name}}}, which is not a name.",
+                "Write {{ and }} for braces of the shell's own.",
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, CommandResult):
+        return str(value.directory)
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and _is_file(value)):
+        return str(Path(value).absolute())
+    return str(value)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        return False
+
+
+def _program(template: str) -> str:
+    return Path(template.split()[0]).name.strip("{}") or "command"
+
+
+def _tail(path: Path, n_bytes: int) -> str:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - n_bytes))
+        return file.read().decode(errors="replace")

@@ -1,0 +1,592 @@
+"""`Executor`: a `concurrent.futures.Executor` over everything below it."""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import hashlib
+import itertools
+import os
+import sys
+import threading
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from exadask.config import Config
+from exadask.errors import (
+    ExecutorClosed,
+    ImpossibleRequest,
+    InvalidRequest,
+    NoActiveExecutor,
+    NotSerializable,
+)
+from exadask.future import Future, lent
+from exadask.resources import NodeShape, largest
+from exadask.runtime.diagnosis import explain_unpicklable
+from exadask.runtime.job import Gateway, Job, Setup, Submission, Surroundings, qualified_name
+from exadask.runtime.parcel import Packer, Parcel
+from exadask.task import Task, TaskOptions
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from exadask.runtime.cluster import EmbeddedCluster
+
+T = TypeVar("T")
+
+_open: list[Executor] = []
+_nested: Executor | None = None
+_plain = TaskOptions()
+
+
+class Executor(concurrent.futures.Executor):
+    """Runs functions as tasks, each with exactly what it asks for.
+
+    Without arguments: a cluster inside this process that offers this machine (or the part of it
+    that the batch system allows). No port is opened. Ready in about a second.
+
+    Parameters
+    ----------
+    nodes : sequence of NodeShape, optional
+        Shapes of the nodes. Declared shapes (`NodeShape.declare`) are counted exactly but bound to
+        no real cores, which makes a larger machine out of a small one for a rehearsal.
+    **config
+        Fields of `exadask.config.Config`, for example ``reserve_after_s="30s"``.
+
+    Raises
+    ------
+    InvalidRequest
+        ``nodes`` or a setting makes no sense.
+
+    Examples
+    --------
+    >>> with Executor() as ex:
+    ...     ex.submit(pow, 2, 10).result()
+    1024
+    """
+
+    def __init__(self, nodes: Sequence[NodeShape] | None = None, **config: Any) -> None:
+        resolved = Config.resolve(config)
+        shapes = _checked_shapes(nodes)
+        from exadask.runtime.cluster import EmbeddedCluster
+
+        self._cluster: EmbeddedCluster | None = EmbeddedCluster(shapes, resolved)
+        self._adopt(self._cluster.gateway, resolved.segment_bytes)
+        _open.append(self)
+        _close_at_exit()
+
+    @classmethod
+    def _of_task(cls, gateway: Gateway) -> Executor:
+        """Make the executor that a running task sees: the cluster it runs in."""
+        self = cls.__new__(cls)
+        self._cluster = None
+        self._adopt(gateway, 2**20)
+        return self
+
+    def _adopt(self, gateway: Gateway, segment_bytes: int) -> None:
+        self._gateway, self._segment_bytes = gateway, segment_bytes
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._unfinished: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
+
+    # -- submitting -------------------------------------------------------------------------
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run a callable as a task.
+
+        Parameters
+        ----------
+        fn : callable
+            A function, a lambda, a method, a `Task`: anything that can be called.
+        *args, **kwargs
+            Its arguments; futures among them, at any depth, become their values.
+
+        Returns
+        -------
+        Future
+            Its result, now or later.
+
+        Raises
+        ------
+        ExecutorClosed
+            The executor has been shut down.
+        ImpossibleRequest
+            No node is large enough.
+        NotSerializable
+            The callable or an argument cannot be sent to another process.
+        """
+        return self.submit_task(_as_task(fn), args, kwargs)
+
+    def options(self, **options: Any) -> Submitter:
+        """Choose resources and more for the next calls, without a decorator.
+
+        Parameters
+        ----------
+        **options
+            As for `exadask.task`.
+
+        Examples
+        --------
+        >>> with Executor() as ex:
+        ...     ex.options(memory="1GiB").submit(sum, [1, 2]).result()
+        3
+        """
+        return Submitter(self, options)
+
+    def submit_task(
+        self, task: Task[Any, T], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Future[T]:
+        """Run a task; `Task.submit` calls this."""
+        self._check_open("submit a task")
+        self._check_possible(task)
+        return self._send(task, self._packed_function(task), args, kwargs)
+
+    def map_task(
+        self, task: Task[Any, T], iterables: Sequence[Iterable[Any]], *, progress: bool = False
+    ) -> list[Future[T]]:
+        """Run a task for each tuple of elements; `Task.map` calls this."""
+        self._check_open("submit tasks")
+        self._check_possible(task)
+        if not iterables:
+            raise InvalidRequest("map() got nothing to map over.", "Give it at least one iterable.")
+        function = self._packed_function(task)
+        futures = [self._send(task, function, args, {}) for args in zip(*iterables)]  # noqa: B905  # as map does
+        if progress:
+            from exadask.monitor.progress import follow
+
+            follow(futures, task.name)
+        return futures
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        /,
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+    ) -> Iterator[T]:
+        """Give the results for each tuple of elements, in their order, as they come.
+
+        Parameters
+        ----------
+        fn : callable
+            The function.
+        *iterables : iterable
+            Its arguments; the shortest ends it. They are consumed at once.
+        timeout : float, optional
+            How long to wait for all of it, from now [s].
+        chunksize : int
+            Calls per task.
+
+        Raises
+        ------
+        TimeoutError
+            A result was not there in time.
+        ValueError
+            ``chunksize`` is less than one.
+        """
+        if chunksize < 1:
+            raise ValueError(f"chunksize={chunksize} is not valid: give a whole number >= 1.")
+        if chunksize == 1:
+            return super().map(fn, *iterables, timeout=timeout)
+        chunks = _chunks(zip(*iterables), chunksize)  # noqa: B905  # as map does
+        parts = super().map(_Chunk(fn), chunks, timeout=timeout)
+        return itertools.chain.from_iterable(parts)
+
+    def _send(
+        self,
+        task: Task[Any, T],
+        function: tuple[Parcel, list[Any]],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Future[T]:
+        options = task.options
+        packed, futures = function
+        packer = Packer(_is_future, self._segment_bytes)
+        packer.futures.extend(futures)
+        arguments = _packed_arguments((tuple(args), dict(kwargs)), packer, task.name)
+        key = f"{task.name}-{uuid.uuid4().hex}"
+        job = Job(
+            key=key,
+            name=task.name,
+            function=packed,
+            arguments=arguments,
+            request=options.request,
+            surroundings=_surroundings(),
+            env=options.env,
+            setup=_packed_setup(options),
+            isolation=options.isolation,
+            retry_on=_names_of(options.retry_on),
+        )
+        submission = Submission(
+            job=job,
+            inputs=tuple(self._input_key(one, task.name) for one in packer.futures),
+            priority=options.priority,
+            retries=options.retries,
+        )
+        future: Future[T] = Future(self._gateway, key, task.name, options.request)
+        with self._lock:
+            self._check_open("submit a task")
+            self._unfinished.add(future)
+            self._gateway.submit(submission, future)
+        return future
+
+    def _packed_function(self, task: Task[Any, Any]) -> tuple[Parcel, list[Any]]:
+        packer = Packer(_is_future, self._segment_bytes)
+        function = _Underlying(task) if task.is_importable else task.function
+        return _packed(function, packer, "function", task.name), packer.futures
+
+    def _input_key(self, future: Any, name: str) -> str:
+        if isinstance(future, Future):
+            if future._gateway is not self._gateway:
+                raise InvalidRequest(
+                    f"task {name!r} got the future of {future.name!r}, which belongs to another "
+                    "executor (perhaps one that is closed).",
+                    "Pass its result() instead.",
+                )
+            return future.key
+        client = getattr(self._gateway, "client", None)
+        if client is None or future.client.scheduler.addr != client.scheduler.addr:
+            raise InvalidRequest(
+                f"task {name!r} got the Dask future {future.key!r} of another cluster.",
+                "Pass its result() instead, or make it with Executor.client.",
+            )
+        return str(future.key)
+
+    def _check_open(self, what: str) -> None:
+        if self._is_closed:
+            raise ExecutorClosed(what)
+
+    def _check_possible(self, task: Task[Any, Any]) -> None:
+        shapes: Sequence[NodeShape] = getattr(self._gateway, "shapes", ())
+        request = task.options.request
+        if shapes and not any(shape.fits(request) for shape in shapes):
+            raise ImpossibleRequest(task.name, str(request), str(largest(shapes)))
+
+    # -- the cluster ------------------------------------------------------------------------
+
+    @property
+    def client(self) -> Client:
+        """The Dask client: delayed, arrays and dataframes run on the same cluster.
+
+        Raises
+        ------
+        ExecutorClosed
+            The executor has been shut down.
+        """
+        self._check_open("use its Dask client")
+        return self._gateway.client  # type: ignore[attr-defined,no-any-return]  # a DaskGateway's
+
+    @property
+    def nodes(self) -> dict[str, NodeShape]:
+        """The nodes by name, and what each offers."""
+        return dict(self._cluster.shapes) if self._cluster is not None else {}
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more tasks, and end the cluster when those that were submitted are done.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to return only when all is ended. Otherwise it ends in the background.
+        cancel_futures : bool
+            Whether to cancel the tasks that have not begun.
+        """
+        with self._lock:
+            was_closed, self._is_closed = self._is_closed, True
+        if was_closed or self._cluster is None:
+            return
+        if self in _open:
+            _open.remove(self)
+        if cancel_futures:
+            for future in list(self._unfinished):
+                if not future.running():
+                    future.cancel()
+        closing = threading.Thread(target=self._finish, name="exadask-shutdown")
+        closing.start()
+        if wait:
+            closing.join()
+
+    def _finish(self) -> None:
+        concurrent.futures.wait(list(self._unfinished))
+        assert self._cluster is not None
+        self._cluster.close()
+
+    def _abandon(self) -> None:
+        """End everything at once: the user wants out."""
+        for future in list(self._unfinished):
+            future.cancel()
+        self.shutdown()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool | None:
+        if exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, SystemExit)):
+            self._abandon()
+        else:
+            self.shutdown()
+        return None
+
+    def __repr__(self) -> str:
+        if self._is_closed:
+            return "<Executor: closed>"
+        counts = [f"{name}: {shape}" for name, shape in self.nodes.items()]
+        return f"<Executor: {'; '.join(counts[:4])}{' ...' if len(counts) > 4 else ''}>"
+
+    def _repr_html_(self) -> str:
+        from exadask.monitor.html import executor_html
+
+        return executor_html(self.nodes, is_closed=self._is_closed)
+
+
+class Submitter:
+    """An executor with chosen options; made by `Executor.options`."""
+
+    def __init__(self, executor: Executor, options: Mapping[str, Any]) -> None:
+        TaskOptions.parse(options)  # complain now, not at the first call
+        self._executor, self._options = executor, dict(options)
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run a callable as a task; see `Executor.submit`."""
+        task = _as_task(fn).with_options(**self._options)
+        return self._executor.submit_task(task, args, kwargs)
+
+    def map(
+        self, fn: Callable[..., T], /, *iterables: Iterable[Any], progress: bool = False
+    ) -> list[Future[T]]:
+        """Run a callable for each tuple of elements; see `Task.map`."""
+        task = _as_task(fn).with_options(**self._options)
+        return self._executor.map_task(task, iterables, progress=progress)
+
+
+def active_executor(name: str) -> Executor:
+    """Find the executor that was opened last and is still open; in a task, the task's own.
+
+    Raises
+    ------
+    NoActiveExecutor
+        There is none.
+    """
+    global _nested
+    child = sys.modules.get("exadask.runtime.child")
+    link = getattr(child, "link", None)
+    if link is not None:
+        if _nested is None:
+            from exadask.runtime.nested import NestedGateway
+
+            _nested = Executor._of_task(NestedGateway(link))
+        return _nested
+    if not _open:
+        raise NoActiveExecutor(name)
+    return _open[-1]
+
+
+def as_completed(
+    futures: Iterable[Future[T]], *, timeout: float | None = None, progress: bool = False
+) -> Iterator[Future[T]]:
+    """Give futures as they complete.
+
+    Parameters
+    ----------
+    futures : iterable of Future
+        What to wait for.
+    timeout : float, optional
+        How long to wait for all of them [s].
+    progress : bool
+        Whether to show a progress bar.
+
+    Yields
+    ------
+    Future
+        Each once, the first done first.
+
+    Raises
+    ------
+    TimeoutError
+        Not all were done in time.
+    """
+    pending = list(futures)
+    _check_futures(pending, "as_completed")
+    if progress:
+        from exadask.monitor.progress import follow
+
+        follow(pending, "tasks")
+    completed = concurrent.futures.as_completed(pending, timeout)
+    while pending:
+        if any(one.done() for one in pending):
+            future = next(completed)
+        else:
+            with lent(pending[0]._gateway):
+                future = next(completed)
+        pending.remove(future)  # type: ignore[arg-type]  # as_completed gives back what it got
+        yield future  # type: ignore[misc]
+
+
+def wait(
+    futures: Iterable[Future[T]],
+    timeout: float | None = None,
+    return_when: str = concurrent.futures.ALL_COMPLETED,
+) -> concurrent.futures._base.DoneAndNotDoneFutures[T]:
+    """Wait for futures, as `concurrent.futures.wait` does, lending the share of a waiting task.
+
+    Parameters
+    ----------
+    futures : iterable of Future
+        What to wait for.
+    timeout : float, optional
+        How long [s].
+    return_when : str
+        ``"FIRST_COMPLETED"``, ``"FIRST_EXCEPTION"`` or ``"ALL_COMPLETED"``.
+
+    Returns
+    -------
+    (done, not_done)
+        Two sets of futures.
+    """
+    pending = list(futures)
+    _check_futures(pending, "wait")
+    if not pending or all(one.done() for one in pending):
+        return concurrent.futures.wait(pending, timeout, return_when)
+    with lent(pending[0]._gateway):
+        return concurrent.futures.wait(pending, timeout, return_when)
+
+
+class _Underlying:
+    """The function below a task that travels by its name; a slot supplies the setup's state."""
+
+    def __init__(self, task: Task[Any, Any]) -> None:
+        self.task = task
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.task.function(*args, **kwargs)
+
+
+class _Chunk:
+    """Several calls in one task."""
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+        self.__name__ = getattr(fn, "__name__", "chunk")
+
+    def __call__(self, chunk: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [self.fn(*args) for args in chunk]
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    iterator = iter(items)
+    while chunk := tuple(itertools.islice(iterator, size)):
+        yield chunk
+
+
+def _as_task(fn: Any) -> Task[Any, Any]:
+    if isinstance(fn, Task):
+        return fn
+    if not callable(fn):
+        raise InvalidRequest(
+            f"submit() got {fn!r}, which cannot be called.",
+            "Give the function first and its arguments after it: submit(f, x), not submit(f(x)).",
+        )
+    return Task(fn, _plain)
+
+
+def _is_future(candidate: object) -> bool:
+    if isinstance(candidate, Future):
+        return True
+    kind = type(candidate)
+    return kind.__name__ == "Future" and kind.__module__ == "distributed.client"
+
+
+def _packed(value: Any, packer: Packer, role: str, name: str) -> Parcel:
+    try:
+        return packer.pack(value)
+    except NotSerializable:
+        raise
+    except Exception as error:  # the user's objects decide what pickling raises
+        path, reason = explain_unpicklable(value, f"{role} {name!r}", error)
+        raise NotSerializable(f"the {role} of task {name!r}", path, reason) from error
+
+
+def _packed_arguments(
+    arguments: tuple[tuple[Any, ...], dict[str, Any]], packer: Packer, name: str
+) -> Parcel:
+    try:
+        return packer.pack(arguments)
+    except NotSerializable:
+        raise
+    except Exception as error:  # the user's objects decide what pickling raises
+        args, kwargs = arguments
+        for place, value in [*enumerate(args, start=1), *kwargs.items()]:
+            path, reason = explain_unpicklable(value, f"argument {place}", error)
+            if reason:
+                break
+        raise NotSerializable(f"argument {place} of task {name!r}", path, reason) from error
+
+
+def _packed_setup(options: TaskOptions) -> Setup | None:
+    if options.setup is None:
+        return None
+    parcel = _packed(options.setup, Packer(), "setup function", getattr(options, "name", "") or "")
+    assert isinstance(parcel.head, bytes)
+    return Setup(key=hashlib.blake2b(parcel.head, digest_size=16).hexdigest(), function=parcel)
+
+
+def _names_of(kinds: tuple[type[BaseException], ...] | None) -> tuple[str, ...] | None:
+    return None if kinds is None else tuple(qualified_name(kind) for kind in kinds)
+
+
+def _surroundings() -> Surroundings:
+    cwd = os.getcwd()  # noqa: PTH109  # per task: keep it cheap
+    return Surroundings(cwd=cwd, sys_path=tuple(entry or cwd for entry in sys.path))
+
+
+def _checked_shapes(nodes: Any) -> list[NodeShape]:
+    if nodes is None:
+        from exadask.runtime.detection import detect_node
+
+        return [detect_node()]
+    if isinstance(nodes, (str, bytes, NodeShape)) or not isinstance(nodes, Iterable):
+        raise InvalidRequest(
+            f"nodes={nodes!r} is not valid.", "Give a list: nodes=[NodeShape.declare(cores=4)]."
+        )
+    shapes = list(nodes)
+    for shape in shapes:
+        if not isinstance(shape, NodeShape):
+            raise InvalidRequest(
+                f"nodes contains {shape!r}, which is not a NodeShape.",
+                "Declare one: NodeShape.declare(cores=4, memory='8GiB').",
+            )
+    if not shapes:
+        raise InvalidRequest("nodes is empty.", "Give at least one node.")
+    return shapes
+
+
+def _check_futures(candidates: Sequence[Any], what: str) -> None:
+    for one in candidates:
+        if not isinstance(one, Future):
+            raise InvalidRequest(
+                f"{what}() got {one!r}, which is not a future of exadask.",
+                "Give it what submit() or map() returned.",
+            )
+
+
+def _close_at_exit() -> None:
+    """Finish what was submitted before the interpreter goes, as the standard library does."""
+    if not getattr(_close_all, "is_registered", False):
+        atexit.register(_close_all)
+        _close_all.is_registered = True  # type: ignore[attr-defined]  # once is enough
+
+
+def _close_all() -> None:
+    for executor in list(_open):
+        try:
+            executor.shutdown()
+        except KeyboardInterrupt:
+            executor._abandon()

@@ -1,0 +1,301 @@
+"""The future of a task: a `concurrent.futures.Future` whose data may stay in the cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import queue
+import threading
+import traceback
+from collections.abc import Generator, Iterator
+from concurrent.futures import _base
+from typing import Any, Generic, TypeVar
+
+from exadask.errors import NotSerializable, RemoteError
+from exadask.resources import Resources
+from exadask.runtime.job import Failure, Gateway, Report, TaskFailed, Usage
+from exadask.runtime.parcel import Parcel
+
+T = TypeVar("T")
+
+
+class Future(concurrent.futures.Future[T], Generic[T]):
+    """The result of a task, now or later.
+
+    Made by ``submit``; do not make one yourself. It works with everything in
+    `concurrent.futures` and, through `asyncio.wrap_future` or ``await``, with `asyncio`.
+    """
+
+    def __init__(self, gateway: Gateway, key: str, name: str, request: Resources) -> None:
+        super().__init__()
+        self._gateway, self._key, self._name, self._request = gateway, key, name, request
+        self._node: str | None = None
+        self._reports: list[Report] = []
+        self._parcel: Parcel | None = None
+        self._loading = threading.Lock()
+        self._loaded: tuple[T] | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def key(self) -> str:
+        """The name of the task in the cluster: unique."""
+        return self._key
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return self._name
+
+    @property
+    def resources(self) -> Resources:
+        """What the task asked for."""
+        return self._request
+
+    @property
+    def node(self) -> str | None:
+        """The node where it runs or last ran; None before."""
+        return self._node
+
+    @property
+    def attempts(self) -> int:
+        """How many times it was started and ended."""
+        return len(self._reports)
+
+    @property
+    def usage(self) -> Usage | None:
+        """What its last attempt really used; None before one ended."""
+        return self._reports[-1].usage if self._reports else None
+
+    def stdout(self) -> str:
+        """Give what the task has written to standard output so far; blocks for a moment."""
+        return self._written("stdout")
+
+    def stderr(self) -> str:
+        """Give what the task has written to standard error so far; blocks for a moment."""
+        return self._written("stderr")
+
+    def explain(self) -> str:
+        """Say in a sentence what the task waits for, where it runs, or how it ended."""
+        if self.cancelled():
+            return "cancelled"
+        if self.done():
+            error = self.exception()
+            took = f" after {self.usage.wall_s:.3g} s on {self.node}" if self.usage else ""
+            how = "finished" if error is None else f"failed ({type(error).__name__})"
+            return how + took
+        return self._gateway.explain(self._key)
+
+    def cancel(self) -> bool:
+        """Cancel the task, even if it runs: its processes get SIGTERM, later SIGKILL.
+
+        Returns
+        -------
+        bool
+            False if it had ended already.
+        """
+        with self._condition:
+            if self._state == _base.FINISHED:
+                return False
+            was_cancelled = self._state in (_base.CANCELLED, _base.CANCELLED_AND_NOTIFIED)
+            if not was_cancelled:
+                self._state = _base.CANCELLED_AND_NOTIFIED
+                for waiter in self._waiters:
+                    waiter.add_cancelled(self)
+                self._condition.notify_all()
+        if not was_cancelled:
+            self._gateway.cancel(self._key)
+            self._invoke_callbacks()
+        return True
+
+    def result(self, timeout: float | None = None) -> T:
+        """Give the task's result; wait for it if need be.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            How long to wait [s]. None: until it is there.
+
+        Raises
+        ------
+        concurrent.futures.CancelledError
+            The task was cancelled.
+        concurrent.futures.TimeoutError
+            It was not done in time.
+        Exception
+            What the task raised, or the `exadask.errors` that says why it did not run to its end.
+        """
+        error = self.exception(timeout)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, self  # break the cycle with the traceback
+        with self._loading:
+            if self._loaded is None:
+                self._loaded = (self._fetched(),)
+            return self._loaded[0]
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Give what the task raised, or None; wait for its end if need be.
+
+        Raises
+        ------
+        concurrent.futures.CancelledError
+            The task was cancelled.
+        concurrent.futures.TimeoutError
+            It was not done in time.
+        """
+        if self.done():
+            carried = super().exception(0)
+        else:
+            with lent(self._gateway):
+                carried = super().exception(timeout)
+        if carried is None:
+            return None
+        with self._loading:
+            if self._error is None:
+                self._error = _as_the_user_knows_it(carried)
+            return self._error
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return asyncio.wrap_future(self).__await__()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it was never submitted
+            self._gateway.forget(self._key)
+
+    def __reduce__(self) -> Any:
+        raise NotSerializable(
+            f"the future of task {self._name!r}",
+            "an object that is pickled",
+            "a future belongs to its executor (as an argument of a task it becomes its value)",
+        )
+
+    def __repr__(self) -> str:
+        return f"<Future {self._name}: {self._state_text()}; {self._request}>"
+
+    def _repr_html_(self) -> str:
+        from exadask.monitor.html import future_html
+
+        return future_html(self._name, self._state_text(), str(self._request))
+
+    def _state_text(self) -> str:
+        if self.cancelled():
+            return "cancelled"
+        if self.running():
+            return f"running on {self._node}"
+        if not self.done():
+            return "waiting"
+        took = f" in {self.usage.wall_s:.3g} s" if self.usage else ""
+        return ("finished" if self._exception is None else "failed") + took
+
+    # -- the observer's side: called on the gateway's thread --------------------------------
+
+    def placed(self, node: str) -> None:
+        """Take the news that the task starts."""
+        self._node = node
+        with self._condition:
+            if self._state == _base.PENDING:
+                self._state = _base.RUNNING
+
+    def reported(self, report: Report) -> None:
+        """Take the report of one attempt."""
+        self._node = report.node
+        self._reports.append(report)
+
+    def finished(self, value: Parcel | None) -> None:
+        """Take the news that the result exists."""
+        self._parcel = value
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # it was cancelled
+            self.set_result(None)  # type: ignore[arg-type]  # result() knows where the value is
+
+    def failed(self, error: BaseException) -> None:
+        """Take the news that there will be no result."""
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # it was cancelled
+            self.set_exception(error)
+
+    def _invoke_callbacks(self) -> None:
+        """Call back on a thread of their own: the gateway's must never wait for user code."""
+        if self._done_callbacks:
+            _callbacks.put(super()._invoke_callbacks)
+            _ensure_callback_thread()
+
+    def _fetched(self) -> T:
+        value = self._parcel if self._parcel is not None else self._gateway.fetch(self._key)
+        if not isinstance(value, Parcel):
+            return value  # type: ignore[no-any-return]  # a task in a thread returned it
+        try:
+            return value.load()  # type: ignore[no-any-return]  # whatever the task returned
+        except Exception as error:  # the user's classes decide what unpickling raises
+            raise RemoteError(
+                self._name, type(error).__name__, str(error), traceback.format_exc()
+            ) from error
+
+    def _written(self, stream: str) -> str:
+        if self._reports:
+            inline = getattr(self._reports[-1], stream)
+            if inline is not None:
+                return bytes(inline).decode(errors="replace")
+        return self._gateway.output(self._key, stream).decode(errors="replace")  # type: ignore[arg-type]  # a Stream
+
+
+class _RemoteTraceback(Exception):
+    """Shows where an exception was raised on the node."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"\n{self.text}"
+
+
+def _as_the_user_knows_it(carried: BaseException) -> BaseException:
+    if isinstance(carried, TaskFailed):
+        return _unpacked(carried.failure, carried.name)
+    if isinstance(carried.__cause__, TaskFailed):
+        carried.__cause__ = _unpacked(carried.__cause__.failure, carried.__cause__.name)
+    return carried
+
+
+def _unpacked(failure: Failure, name: str) -> BaseException:
+    try:
+        error = failure.exception.load()
+    except Exception as problem:  # the user's classes decide what unpickling raises
+        error = RemoteError(name, type(problem).__name__, failure.summary, failure.traceback)
+    if failure.traceback and not isinstance(error, RemoteError):
+        error.__cause__ = _RemoteTraceback(failure.traceback)
+    return error  # type: ignore[no-any-return]  # packed as an exception
+
+
+@contextlib.contextmanager
+def lent(gateway: Gateway) -> Iterator[None]:
+    """Lend the share of the running task out, if this is one, while it waits."""
+    lend = getattr(gateway, "lend", None)
+    is_lent = lend is not None and lend()
+    try:
+        yield
+    finally:
+        if is_lent:
+            gateway.reclaim()  # type: ignore[attr-defined]  # whoever lends can reclaim
+
+
+_callbacks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+_callback_thread: threading.Thread | None = None
+_callback_lock = threading.Lock()
+
+
+def _ensure_callback_thread() -> None:
+    global _callback_thread
+    with _callback_lock:
+        if _callback_thread is None or not _callback_thread.is_alive():
+            _callback_thread = threading.Thread(
+                target=_call_back, name="exadask-callbacks", daemon=True
+            )
+            _callback_thread.start()
+
+
+def _call_back() -> None:
+    while True:
+        _callbacks.get()()

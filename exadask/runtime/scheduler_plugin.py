@@ -1,0 +1,412 @@
+"""Hold, then place: the adapter between Dask's scheduler and exadask's own placement.
+
+Every task is pinned to an address that does not exist, so Dask resolves its dependencies and then
+parks it in the state ``no-worker``. That is the sign to give it to `exadask.core.placement`; when
+the core answers with a node and a share, the task is pinned there and processed. Dask keeps its
+dependencies, data, results, retries and clients.
+
+Dask internals used (all in this file): ``TaskState.worker_restrictions`` and ``annotations``,
+``Scheduler.transitions``, ``stream_handlers``, and one short-cut (`_skip_held`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Scheduler, SchedulerPlugin
+from distributed.scheduler import TaskState
+
+from exadask.core.ledger import NodeId, Share, ShareId, TaskId
+from exadask.core.placement import Place, Placement, Resume, WaitingTask
+from exadask.errors import ImpossibleRequest, NodeLost
+from exadask.resources import NodeShape, Resources
+from exadask.runtime.job import Failure, TaskFailed
+from exadask.runtime.parcel import Packer
+
+logger = logging.getLogger(__name__)
+
+HOLD = "tcp://0.0.0.0:1"
+REQUEST, SHARE = "exadask", "exadask_share"
+_MAX_NODES_LOST = 3
+_UNTAGGED = {"cores": 1, "gpu_units": 0, "memory_bytes": None, "time_s": None}
+
+
+@dataclass(slots=True)
+class _Record:
+    """What the plugin knows about one task."""
+
+    request: Resources
+    name: str
+    client: str | None
+    warm_key: str | None
+    allowed: frozenset[NodeId] | None
+    share: Share | None = None
+    has_ended: bool = False
+    charge: ShareId | None = None
+    node: str | None = None
+    attempts: int = 0
+    lost_on: list[str] = field(default_factory=list)
+
+
+class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is untyped
+    """Places every task of a scheduler by exact books of what its nodes have.
+
+    Parameters
+    ----------
+    reserve_after_s : float
+        How long a task may be overtaken before a node is reserved for it [s].
+    """
+
+    name = "exadask"
+
+    def __init__(self, reserve_after_s: float) -> None:
+        self.placement = Placement(reserve_after_s=reserve_after_s)
+        self._records: dict[str, _Record] = {}
+        self._draining: set[int] = set()
+        self._addresses: dict[NodeId, str] = {}
+        self._nodes: dict[str, NodeId] = {}
+        self._held: set[str] = set()
+        self._placing: set[str] = set()
+        self._is_dispatch_due = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Take over a scheduler's placement."""
+        self._scheduler = scheduler
+        self._loop = asyncio.get_running_loop()
+        scheduler.stream_handlers |= {
+            "exadask-node": self._on_node,
+            "exadask-report": self._on_report,
+            "exadask-ended": self._on_ended,
+            "exadask-lend": self._on_lend,
+            "exadask-reclaim": self._on_reclaim,
+        }
+        scheduler.handlers |= {"exadask_explain": self.explain, "exadask_output": self.output}
+        self._skip_held()
+
+    def _skip_held(self) -> None:
+        """Spare the scheduler a look at every held task whenever a worker joins."""
+        scheduler = self._scheduler
+        original: Callable[..., Any] = scheduler.bulk_schedule_unrunnable_after_adding_worker
+
+        def only_others(worker: Any) -> Any:
+            return {} if len(self._held) == len(scheduler.unrunnable) else original(worker)
+
+        scheduler.bulk_schedule_unrunnable_after_adding_worker = only_others
+
+    # -- tasks ------------------------------------------------------------------------------
+
+    def update_graph(self, scheduler: Scheduler, *, tasks: list[str], **_: object) -> None:
+        """Hold every new task, ours and plain Dask ones alike."""
+        for key in tasks:
+            ts = scheduler.tasks.get(key)
+            if ts is None or key in self._records or ts.run_spec is None or ts.actor:
+                continue
+            if ts.state == "released" and not ts.resource_restrictions:
+                self._records[key] = self._record(ts)
+                self._hold(ts)
+
+    def _record(self, ts: TaskState) -> _Record:
+        wish = (ts.annotations or {}).get(REQUEST)
+        asked = wish if wish is not None else _UNTAGGED
+        return _Record(
+            request=Resources(**{name: asked[name] for name in _UNTAGGED}),
+            name=wish["name"] if wish else ts.key,
+            client=wish["client"] if wish else None,
+            warm_key=wish["warm_key"] if wish else None,
+            allowed=self._allowed(ts),
+        )
+
+    def _allowed(self, ts: TaskState) -> frozenset[NodeId] | None:
+        """Respect what a Dask user has written in ``workers=``."""
+        if ts.loose_restrictions or not (ts.worker_restrictions or ts.host_restrictions):
+            return None
+        addresses = set(ts.worker_restrictions or ())
+        for host in ts.host_restrictions or ():
+            addresses |= self._scheduler.host_info.get(host, {}).get("addresses", set())
+        return frozenset(self._nodes[one] for one in addresses if one in self._nodes)
+
+    @staticmethod
+    def _hold(ts: TaskState) -> None:
+        ts.worker_restrictions = {HOLD}
+        ts.host_restrictions = None
+        ts.loose_restrictions = False
+
+    def transition(self, key: str, start: str, finish: str, *_: object, **__: object) -> None:
+        """Follow a task through Dask's states."""
+        record = self._records.get(key)
+        if record is None:
+            return
+        if start == "processing":
+            self._give_back(key, record, finish)
+        elif start == "no-worker":
+            self._held.discard(key)
+            if key not in self._placing:
+                self.placement.withdraw(TaskId(key))
+        if finish == "no-worker":
+            self._held.add(key)
+            self._enqueue(key, record)
+        elif finish == "processing" and key not in self._placing:
+            self._charge(key, record)
+        elif finish in ("released", "waiting") and key in self._scheduler.tasks:
+            self._hold(self._scheduler.tasks[key])
+        elif finish == "forgotten":
+            del self._records[key]
+
+    def _enqueue(self, key: str, record: _Record) -> None:
+        ts = self._scheduler.tasks[key]
+        if len(record.lost_on) >= _MAX_NODES_LOST:
+            self._stop(key, NodeLost(record.name, tuple(record.lost_on)))
+            return
+        task = WaitingTask(
+            task=TaskId(key),
+            request=record.request,
+            priority=tuple(ts.priority),
+            locality=self._locality(ts),
+            warm_key=record.warm_key,
+            allowed=record.allowed,
+            alone=len(record.lost_on) == _MAX_NODES_LOST - 1,
+        )
+        try:
+            self.placement.submit(task, self._loop.time())
+        except ImpossibleRequest as error:
+            self._stop(key, ImpossibleRequest(record.name, error.asked, error.largest))
+        else:
+            self._dispatch_soon()
+
+    def _locality(self, ts: TaskState) -> dict[NodeId, int]:
+        """Count the bytes of a task's inputs on each node."""
+        found: dict[NodeId, int] = {}
+        for dependency in ts.dependencies:
+            for worker in dependency.who_has or ():
+                node = self._nodes.get(worker.address)
+                if node is not None:
+                    found[node] = found.get(node, 0) + dependency.get_nbytes()
+        return found
+
+    def _stop(self, key: str, error: ImpossibleRequest | NodeLost) -> None:
+        """Fail a held task; Dask must first have finished the transition that led here."""
+        record = self._records[key]
+        failure = Failure(
+            exception=Packer().pack(error), summary=f"{type(error).__name__}: {error}"
+        )
+        failed = pickle.dumps(TaskFailed(key, record.name, failure))
+        self._loop.call_soon(self._fail, key, failed)
+
+    def _fail(self, key: str, failed: bytes) -> None:
+        ts = self._scheduler.tasks.get(key)
+        if ts is None or ts.state != "no-worker":
+            return
+        stimulus = f"exadask-stop-{time.time()}"
+        recommendations = self._scheduler.transition(
+            key, "erred", stimulus_id=stimulus, cause=key, exception=failed
+        )
+        self._scheduler.transitions(recommendations, stimulus)
+
+    # -- shares -----------------------------------------------------------------------------
+
+    def _give_back(self, key: str, record: _Record, finish: str) -> None:
+        """Return a share; after a cancel only when the node says that the task really ended."""
+        if record.charge is not None:
+            self.placement.release(record.charge)
+            record.charge = None
+        share, record.share = record.share, None
+        if share is None:
+            return
+        is_node_lost = self._addresses.get(share.node) not in self._scheduler.workers
+        if is_node_lost:
+            if finish == "released":
+                record.lost_on.append(str(share.node))
+            return
+        record.lost_on.clear()
+        if record.has_ended or finish in ("memory", "erred", "waiting"):
+            self.placement.release(share.share_id)
+            if record.warm_key is not None:
+                self.placement.note_warm(share.node, record.warm_key)
+        else:
+            self._draining.add(share.share_id)
+        self._dispatch_soon()
+
+    def _charge(self, key: str, record: _Record) -> None:
+        """Book a task that Dask sent to a node by itself (for example a shuffle's)."""
+        ts = self._scheduler.tasks[key]
+        node = self._nodes.get(ts.processing_on.address) if ts.processing_on else None
+        if node is not None:
+            record.charge = self.placement.charge(TaskId(key), node, record.request)
+
+    def _on_ended(self, share: int, **_: object) -> None:
+        if share in self._draining:
+            self._draining.discard(share)
+            self.placement.release(ShareId(share))
+            self._dispatch_soon()
+
+    def _on_report(self, share: int, key: str, report: bytes, may_retry: bool, **_: object) -> None:
+        record = self._records.get(key)
+        if record is not None and record.share is not None and record.share.share_id == share:
+            record.has_ended = True
+            if not may_retry:
+                self._scheduler.tasks[key].retries = 0
+            self._tell(record, {"op": "exadask-report", "report": report})
+        self._on_ended(share)
+
+    def _tell(self, record: _Record, message: dict[str, Any]) -> None:
+        comm = self._scheduler.client_comms.get(record.client)
+        if comm is not None and not comm.closed():
+            comm.interval = 0.0005
+            comm.send(message)
+
+    def _on_lend(self, share: int, **_: object) -> None:
+        self.placement.lend(ShareId(share))
+        self._dispatch_soon()
+
+    def _on_reclaim(self, share: int, **_: object) -> None:
+        self.placement.reclaim(ShareId(share), self._loop.time())
+        self._dispatch_soon()
+
+    # -- nodes ------------------------------------------------------------------------------
+
+    def _on_node(self, shape: bytes, worker: str, **_: object) -> None:
+        ws = self._scheduler.workers.get(worker)
+        if ws is None:
+            return
+        node = NodeId(str(ws.name))
+        self._addresses[node], self._nodes[worker] = worker, node
+        self._scheduler.stream_comms[worker].interval = 0.0005
+        declared: NodeShape = pickle.loads(shape)
+        self.placement.add_node(node, declared)
+        self._follow_status(worker)
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: object) -> None:
+        """Strike a node from the books, with all that was on it."""
+        node = self._nodes.pop(worker, None)
+        if node is not None:
+            self._addresses.pop(node, None)
+            self.placement.remove_node(node)
+            self._dispatch_soon()
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Notice workers that begin or stop to take work: no other hook tells."""
+        if isinstance(msg, dict) and msg.get("action") == "worker-status-change":
+            self._follow_status(msg.get("worker", topic))
+
+    def _follow_status(self, worker: str) -> None:
+        node, ws = self._nodes.get(worker), self._scheduler.workers.get(worker)
+        if node is None or ws is None:
+            return
+        if ws in self._scheduler.running:
+            self.placement.resume_node(node)
+            self._dispatch_soon()
+        else:
+            self.placement.pause_node(node)
+
+    def restart(self, scheduler: Scheduler) -> None:
+        """Forget all tasks, as the scheduler has."""
+        self._records.clear()
+
+    # -- dispatch ---------------------------------------------------------------------------
+
+    def _dispatch_soon(self) -> None:
+        if not self._is_dispatch_due:
+            self._is_dispatch_due = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._is_dispatch_due = False
+        places: list[Place] = []
+        for command in self.placement.dispatch(self._loop.time()):
+            if isinstance(command, Resume):
+                self._resume(command.share)
+            else:
+                places.append(command)
+        self._placing = {place.task for place in places if self._pin(place)}
+        recommendations = dict.fromkeys(self._placing, "processing")
+        self._scheduler.transitions(recommendations, f"exadask-place-{time.time()}")
+        pinned, self._placing = self._placing, set()
+        for place in places:
+            self._verify(place, was_pinned=place.task in pinned)
+        self._set_timer()
+
+    def _pin(self, place: Place) -> bool:
+        record, ts = self._records.get(place.task), self._scheduler.tasks.get(place.task)
+        address = self._addresses.get(place.share.node)
+        if record is None or ts is None or ts.state != "no-worker" or address is None:
+            return False
+        record.attempts += 1
+        record.share, record.node, record.has_ended = place.share, address, False
+        ts.worker_restrictions = {address}
+        ts.suspicious = 0  # Dask blames the innocent too; we keep our own count
+        ts.annotations = {
+            **(ts.annotations or {}),
+            SHARE: {**_wire_form(place.share), "attempt": record.attempts},
+        }
+        return True
+
+    def _verify(self, place: Place, *, was_pinned: bool) -> None:
+        """Take back a share that Dask refused; tell the client about one that it took."""
+        record, ts = self._records.get(place.task), self._scheduler.tasks.get(place.task)
+        if was_pinned and (record is None or record.share is not place.share):
+            return  # it has been through processing already, and its share was given back
+        if was_pinned and record is not None and ts is not None and ts.state == "processing":
+            news = {"op": "exadask-placed", "key": ts.key, "node": str(place.share.node)}
+            self._tell(record, news)
+            return
+        self.placement.release(place.share.share_id)
+        if record is not None:
+            record.share = None
+            if ts is not None and ts.state == "no-worker":
+                self._hold(ts)
+                self._enqueue(place.task, record)
+
+    def _resume(self, share: Share) -> None:
+        address = self._addresses.get(share.node)
+        if address in self._scheduler.stream_comms:
+            message = {"op": "exadask-resume", "share": _wire_form(share)}
+            self._scheduler.stream_comms[address].send(message)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        due_s = self.placement.next_deadline()
+        self._timer = None if due_s is None else self._loop.call_at(due_s, self._dispatch_soon)
+
+    # -- questions --------------------------------------------------------------------------
+
+    async def explain(self, key: str) -> str:
+        """Say what a task waits for, or where it runs."""
+        ts = self._scheduler.tasks.get(key)
+        if ts is None:
+            return "unknown to the scheduler: it is done and forgotten, or was never submitted"
+        if ts.state == "waiting":
+            names = sorted(self._name(one.key) for one in ts.waiting_on)
+            return f"waiting for {len(names)} of its inputs: {', '.join(names[:5])}"
+        if ts.state in ("no-worker", "processing"):
+            return str(self.placement.explain(TaskId(key), self._loop.time()))
+        return {"memory": "finished", "erred": "failed"}.get(ts.state, ts.state)
+
+    def _name(self, key: str) -> str:
+        record = self._records.get(key)
+        return record.name if record else key
+
+    async def output(self, key: str, stream: str) -> bytes:
+        """Fetch what a task has written from the node where it ran last."""
+        record = self._records.get(key)
+        if record is None or record.node not in self._scheduler.workers:
+            return b""
+        written: bytes = await self._scheduler.rpc(record.node).exadask_output(
+            key=key, stream=stream
+        )
+        return written
+
+
+def _wire_form(share: Share) -> dict[str, Any]:
+    return {
+        "share": int(share.share_id),
+        "cores": list(share.cores),
+        "gpus": [list(pair) for pair in share.gpus],
+    }

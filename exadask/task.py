@@ -1,0 +1,353 @@
+"""What the user writes: ``@task`` on a function, and ``command`` for a shell command."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
+
+from exadask.errors import InvalidRequest
+from exadask.resources import Resources
+
+if TYPE_CHECKING:
+    from exadask.future import Future
+    from exadask.runtime.job import Isolation
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_KNOWN = (
+    *("cores", "gpus", "memory", "time", "retries", "retry_on", "priority", "env", "setup"),
+    *("isolation", "name"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """Everything that can be said about how a task runs; built by `TaskOptions.parse`.
+
+    Parameters
+    ----------
+    request : Resources
+        What it asks of a node.
+    retries : int
+        Attempts after the first, when it raises; a lost node does not count.
+    retry_on : tuple of type, optional
+        Exceptions after which it is tried again. None: all.
+    priority : int
+        Larger runs earlier.
+    env : tuple of (str, str)
+        Environment variables.
+    setup : callable, optional
+        Builds the state that a slot keeps, and gives to every call as its first argument.
+    isolation : {"process", "thread"}
+        Where it runs.
+    name : str, optional
+        What to call it; the function's name by default.
+    """
+
+    request: Resources = field(default_factory=Resources)
+    retries: int = 0
+    retry_on: tuple[type[BaseException], ...] | None = None
+    priority: int = 0
+    env: tuple[tuple[str, str], ...] = ()
+    setup: Callable[[], Any] | None = None
+    isolation: Isolation = "process"
+    name: str | None = None
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any], base: TaskOptions | None = None) -> TaskOptions:
+        """Build options from what a user writes.
+
+        Parameters
+        ----------
+        options : mapping
+            ``cores``, ``gpus``, ``memory``, ``time``, ``retries``, ``retry_on``, ``priority``,
+            ``env``, ``setup``, ``isolation``, ``name``.
+        base : TaskOptions, optional
+            What holds where nothing is written.
+
+        Raises
+        ------
+        InvalidQuantity
+            A number, an amount of memory or a duration makes no sense.
+        InvalidRequest
+            An option is unknown, or has a value of the wrong kind.
+        """
+        base = base or cls()
+        _reject_unknown(options)
+        checked = {name: check(options[name]) for name, check in _CHECKS.items() if name in options}
+        request = _merged_request(base.request, options)
+        return replace(base, request=request, **checked)
+
+
+class Task(Generic[P, T]):
+    """A function that can be called here, or submitted to run as a task.
+
+    Made by `task`. Calling it runs the plain function in this process.
+    """
+
+    def __init__(self, function: Callable[..., T], options: TaskOptions) -> None:
+        self.function, self.options = function, options
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the function here and now."""
+        if self.options.setup is not None:
+            return self.function(_local_state(self.options.setup), *args, **kwargs)
+        return self.function(*args, **kwargs)
+
+    def submit(self, /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run the function as a task of the active executor.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            The function's arguments; futures among them, at any depth, become their values.
+
+        Returns
+        -------
+        Future
+            Its result, now or later.
+
+        Raises
+        ------
+        NoActiveExecutor
+            No executor is open.
+        ImpossibleRequest
+            No node is large enough.
+        NotSerializable
+            An argument cannot be sent to another process.
+        """
+        from exadask.executor import active_executor
+
+        return active_executor(self.name).submit_task(self, args, kwargs)
+
+    def map(self, /, *iterables: Iterable[Any], progress: bool = False) -> list[Future[T]]:
+        """Submit one task for each element (or for each tuple of elements, as `map` does).
+
+        Parameters
+        ----------
+        *iterables : iterable
+            Arguments; the shortest ends it.
+        progress : bool
+            Whether to show a progress bar while they run.
+
+        Returns
+        -------
+        list of Future
+            In the order of the elements.
+        """
+        from exadask.executor import active_executor
+
+        return active_executor(self.name).map_task(self, iterables, progress=progress)
+
+    def with_options(self, **options: Any) -> Task[P, T]:
+        """Return the same task with other options.
+
+        Examples
+        --------
+        >>> @task(cores=2)
+        ... def train(x):
+        ...     return x
+        >>> train.with_options(cores=8).options.request
+        Resources(cores=8)
+        """
+        return type(self)(self.function, TaskOptions.parse(options, self.options))
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages and in the cluster."""
+        return self.options.name or name_of(self.function)
+
+    @property
+    def is_importable(self) -> bool:
+        """Whether other processes can import it by its name."""
+        found: Any = sys.modules.get(self.__module__)
+        if found is None or self.__module__ == "__main__":
+            return False
+        for part in getattr(self, "__qualname__", "?").split("."):
+            found = getattr(found, part, None)
+        return found is self
+
+    def __get__(self, instance: object, owner: type | None = None) -> Task[P, T]:
+        """Bind to an instance, as functions in classes do."""
+        if instance is None:
+            return self
+        return type(self)(self.function.__get__(instance, owner), self.options)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.name}: {self.options.request}>"
+
+    def __reduce__(self) -> Any:
+        """Travel by name where the other side can import it, as functions do."""
+        if self.is_importable:
+            return self.__qualname__  # type: ignore[attr-defined]  # from update_wrapper
+        return object.__new__, (type(self),), self.__dict__
+
+
+@overload
+def task(function: Callable[P, T], /) -> Task[P, T]: ...
+@overload
+def task(**options: Any) -> Callable[[Callable[P, T]], Task[P, T]]: ...
+def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function a task.
+
+    Parameters
+    ----------
+    function : callable
+        The function.
+    **options
+        ``cores``: whole cores [cores]. ``gpus``: whole GPUs or a share of one [GPUs].
+        ``memory``: "8GiB" or bytes. ``time``: "2h" or seconds. ``retries``: attempts after the
+        first. ``retry_on``: exceptions that are worth another attempt. ``priority``: larger runs
+        earlier. ``env``: environment variables. ``setup``: a function without arguments; what it
+        returns is built once per slot and given to each call as the first argument.
+        ``isolation``: "process", or "thread" to run in the agent's own process, where limits are
+        booked but cannot be enforced. ``name``: what to call it.
+
+    Returns
+    -------
+    Task
+        Calls run here; ``submit`` and ``map`` run as tasks.
+
+    Raises
+    ------
+    InvalidQuantity, InvalidRequest
+        An option makes no sense.
+
+    Examples
+    --------
+    >>> @task(cores=2, memory="1GiB", time="5m")
+    ... def area(radius):
+    ...     return 3 * radius**2
+    >>> area(2)
+    12
+    """
+    if function is not None and not callable(function):
+        raise InvalidRequest(
+            f"@task got {function!r} where a function was expected.",
+            "Options go by name: @task(cores=2).",
+        )
+    parsed = TaskOptions.parse(options)
+
+    def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
+        if not callable(function) or isinstance(function, type):
+            raise InvalidRequest(
+                f"@task was put on {function!r}, which is not a function.",
+                "Put it on a function or a method.",
+            )
+        return Task(function, parsed)
+
+    return decorate(function) if function is not None else decorate
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Name a callable for messages: short, and without characters that confuse."""
+    inner = function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    name = getattr(inner, "__name__", type(inner).__name__)
+    return str(name).strip("<>")
+
+
+_states: dict[Callable[[], Any], Any] = {}
+
+
+def _local_state(setup: Callable[[], Any]) -> Any:
+    if setup not in _states:
+        _states[setup] = setup()
+    return _states[setup]
+
+
+def _reject_unknown(options: Mapping[str, Any]) -> None:
+    import difflib
+
+    for name in options:
+        if name not in _KNOWN:
+            near = difflib.get_close_matches(name, _KNOWN, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(_KNOWN)}."
+            raise InvalidRequest(f"unknown task option {name!r}.", hint)
+
+
+def _merged_request(base: Resources, options: Mapping[str, Any]) -> Resources:
+    merged: dict[str, Any] = {
+        "cores": base.cores,
+        "gpus": base.gpus,
+        "memory": base.memory_bytes,
+        "time": base.time_s,
+    }
+    merged.update({name: options[name] for name in merged if name in options})
+    return Resources.parse(**merged)
+
+
+def _checked_count(name: str, *, least: int | None) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        if not is_count or (least is not None and value < least):  # type: ignore[operator]  # int
+            wanted = "a whole number" + ("" if least is None else f", at least {least}")
+            raise InvalidRequest(f"{name}={value!r} is not valid.", f"Give {wanted}.")
+        return value  # type: ignore[return-value]  # is_count
+
+    return check
+
+
+def _checked_retry_on(value: object) -> tuple[type[BaseException], ...] | None:
+    if value is None:
+        return None
+    kinds = value if isinstance(value, (tuple, list)) else (value,)
+    if not kinds or not all(
+        isinstance(one, type) and issubclass(one, BaseException) for one in kinds
+    ):
+        raise InvalidRequest(
+            f"retry_on={value!r} is not valid.", "Give an exception class, or a tuple of them."
+        )
+    return tuple(kinds)
+
+
+def _checked_env(value: object) -> tuple[tuple[str, str], ...]:
+    if isinstance(value, tuple):
+        value = dict(value)
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"env={value!r} is not valid.", "Give a dict of names and texts.")
+    for name, text in value.items():
+        if not isinstance(name, str) or not name or "=" in name or "\0" in name:
+            raise InvalidRequest(
+                f"env has the name {name!r}.", "Names are texts without '=' and not empty."
+            )
+        if not isinstance(text, str) or "\0" in text:
+            raise InvalidRequest(
+                f"env[{name!r}]={text!r} is not valid.", f"Give a text: {str(text)!r}."
+            )
+    return tuple(sorted(value.items()))
+
+
+def _checked_setup(value: object) -> Callable[[], Any] | None:
+    if value is not None and not callable(value):
+        raise InvalidRequest(f"setup={value!r} is not valid.", "Give a function without arguments.")
+    return value
+
+
+def _checked_isolation(value: object) -> Isolation:
+    if value not in ("process", "thread"):
+        raise InvalidRequest(f"isolation={value!r} is not valid.", "Give 'process' or 'thread'.")
+    return value  # type: ignore[return-value]  # checked
+
+
+def _checked_name(value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise InvalidRequest(f"name={value!r} is not valid.", "Give a text that is not empty.")
+    return value
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "retries": _checked_count("retries", least=0),
+    "retry_on": _checked_retry_on,
+    "priority": _checked_count("priority", least=None),
+    "env": _checked_env,
+    "setup": _checked_setup,
+    "isolation": _checked_isolation,
+    "name": _checked_name,
+}
