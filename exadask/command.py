@@ -154,7 +154,7 @@ class Command(Task[Any, CommandResult]):
                     f"map() of a command got {values!r}.", "Give dicts: [{'xyz': path}, ...]."
                 )
             self._shell.check_values((), values)
-        by_mapping = Task(_ByMapping(self._shell), self.options)
+        by_mapping: Task[Any, CommandResult] = Task(_ByMapping(self._shell), self.options)
         return active_executor(self.name).map_task(by_mapping, [calls], progress=progress)
 
 

@@ -278,7 +278,7 @@ class Executor(concurrent.futures.Executor):
             The executor has been shut down.
         """
         self._check_open("use its Dask client")
-        return self._gateway.client  # type: ignore[attr-defined,no-any-return]  # a DaskGateway's
+        return self._gateway.client  # type: ignore[attr-defined]  # a DaskGateway's
 
     @property
     def nodes(self) -> dict[str, NodeShape]:

@@ -217,8 +217,8 @@ class Future(concurrent.futures.Future[T], Generic[T]):
 
     def _invoke_callbacks(self) -> None:
         """Call back on a thread of their own: the gateway's must never wait for user code."""
-        if self._done_callbacks:
-            _callbacks.put(super()._invoke_callbacks)
+        if self._done_callbacks:  # type: ignore[attr-defined]  # typeshed hides it
+            _callbacks.put(super()._invoke_callbacks)  # type: ignore[misc]  # typeshed hides it
             _ensure_callback_thread()
 
     def _fetched(self) -> T:

@@ -285,11 +285,11 @@ def _merged_request(base: Resources, options: Mapping[str, Any]) -> Resources:
 
 def _checked_count(name: str, *, least: int | None) -> Callable[[object], int]:
     def check(value: object) -> int:
-        is_count = isinstance(value, int) and not isinstance(value, bool)
-        if not is_count or (least is not None and value < least):  # type: ignore[operator]  # int
-            wanted = "a whole number" + ("" if least is None else f", at least {least}")
-            raise InvalidRequest(f"{name}={value!r} is not valid.", f"Give {wanted}.")
-        return value  # type: ignore[return-value]  # is_count
+        if isinstance(value, int) and not isinstance(value, bool):
+            if least is None or value >= least:
+                return value
+        wanted = "a whole number" + ("" if least is None else f", at least {least}")
+        raise InvalidRequest(f"{name}={value!r} is not valid.", f"Give {wanted}.")
 
     return check
 
@@ -333,7 +333,7 @@ def _checked_setup(value: object) -> Callable[[], Any] | None:
 def _checked_isolation(value: object) -> Isolation:
     if value not in ("process", "thread"):
         raise InvalidRequest(f"isolation={value!r} is not valid.", "Give 'process' or 'thread'.")
-    return value  # type: ignore[return-value]  # checked
+    return value
 
 
 def _checked_name(value: object) -> str | None:

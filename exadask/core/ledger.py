@@ -139,9 +139,9 @@ class Ledger:
         return tuple(self._free_units)
 
     @property
-    def owed_cores(self) -> int:
-        """Cores that overdrawn work uses without holding them [cores]."""
-        return self._owed_cores
+    def net_cores(self) -> int:
+        """Free cores less those that overdrawn work uses without holding them; may be negative."""
+        return self._free_cores - self._owed_cores
 
     @property
     def is_idle(self) -> bool:

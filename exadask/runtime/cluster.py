@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -56,7 +57,7 @@ class EmbeddedCluster:
 
     def __init__(self, shapes: Sequence[NodeShape], config: Config) -> None:
         self._config = config
-        self._scratch = tempfile.mkdtemp(prefix="exadask-")
+        self._scratch = tempfile.mkdtemp(prefix=f"exadask-{os.getpid()}-")
         self._serial = itertools.count()
         self.shapes: dict[str, NodeShape] = {}
         self._workers: dict[str, Worker] = {}

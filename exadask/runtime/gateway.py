@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import dask
@@ -129,6 +130,7 @@ class DaskGateway:
 
     async def explain_async(self, key: str) -> str:
         """Say what a task waits for."""
+        await self.settle()
         answer: str = await self.client.scheduler.exadask_explain(key=key)
         return answer
 
@@ -155,7 +157,8 @@ class DaskGateway:
         self._is_closed = True
         for key, entry in list(self._entries.items()):
             if entry.observer is not None:
-                self._finish(key, lambda o, e=entry: o.failed(ClusterLost(e.name, reason)))
+                lost = ClusterLost(entry.name, reason)
+                self._finish(key, partial(_tell_failure, lost))
         self._entries.clear()
 
     def _schedule_flush(self) -> None:
@@ -252,14 +255,13 @@ class DaskGateway:
         entry = self._entries.get(key)
         if entry is not None and entry.future is not None:
             error = self._translated(key, entry, entry.future._state.exception)
-            self._finish(key, lambda observer: observer.failed(error))
+            self._finish(key, partial(_tell_failure, error))
 
     def _on_cancelled(self, keys: list[str], **_: object) -> None:
         for key in keys:
             entry = self._entries.get(key)
             if entry is not None:
-                error = self._unwanted(entry)
-                self._finish(key, lambda observer, error=error: observer.failed(error))
+                self._finish(key, partial(_tell_failure, self._unwanted(entry)))
 
     def _finish(self, key: str, tell: Callable[[Observer], None]) -> None:
         """Tell the observer the end of a task, once, and let go of what it kept alive."""
@@ -306,6 +308,10 @@ class DaskGateway:
             chain = tuple(names[:1]) or ("an input",)
             return DependencyFailed(entry.name, chain, "it was cancelled, or its data is lost")
         return ClusterLost(entry.name, "the scheduler dropped it")
+
+
+def _tell_failure(error: BaseException, observer: Observer) -> None:
+    observer.failed(error)
 
 
 def _followed_by(first: Callable[..., Any], then: Callable[..., None]) -> Callable[..., Any]:

@@ -151,7 +151,9 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         self._outputs[job.key] = attempt.captured = slot.capture_from_here()
         slot.on_ask = lambda ask: self.nested.answer(ask, slot, attempt, grant)
         cores = grant.cores if self.shape.is_real else ()
-        order = Run(job=job, inputs=parcels, cores=cores, n_cores=len(grant.cores), node=attempt.node)
+        order = Run(
+            job=job, inputs=parcels, cores=cores, n_cores=len(grant.cores), node=attempt.node
+        )
         try:
             return await attempt.run_in(slot, order)
         finally:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 HOLD = "tcp://0.0.0.0:1"
 REQUEST, SHARE = "exadask", "exadask_share"
 _MAX_NODES_LOST = 3
-_UNTAGGED = {"cores": 1, "gpu_units": 0, "memory_bytes": None, "time_s": None}
+_UNTAGGED: dict[str, Any] = {"cores": 1, "gpu_units": 0, "memory_bytes": None, "time_s": None}
 
 
 @dataclass(slots=True)
@@ -293,7 +293,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     def log_event(self, topic: str, msg: Any) -> None:
         """Notice workers that begin or stop to take work: no other hook tells."""
         if isinstance(msg, dict) and msg.get("action") == "worker-status-change":
-            self._follow_status(msg.get("worker", topic))
+            self._loop.call_soon(self._follow_status, topic)  # Dask tells before it acts
 
     def _follow_status(self, worker: str) -> None:
         node, ws = self._nodes.get(worker), self._scheduler.workers.get(worker)
@@ -357,6 +357,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self._tell(record, news)
             return
         self.placement.release(place.share.share_id)
+        self._follow_status(self._addresses.get(place.share.node, ""))
         if record is not None:
             record.share = None
             if ts is not None and ts.state == "no-worker":
@@ -381,13 +382,13 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         """Say what a task waits for, or where it runs."""
         ts = self._scheduler.tasks.get(key)
         if ts is None:
-            return "unknown to the scheduler: it is done and forgotten, or was never submitted"
+            return "on its way to the scheduler"
         if ts.state == "waiting":
             names = sorted(self._name(one.key) for one in ts.waiting_on)
             return f"waiting for {len(names)} of its inputs: {', '.join(names[:5])}"
         if ts.state in ("no-worker", "processing"):
-            return str(self.placement.explain(TaskId(key), self._loop.time()))
-        return {"memory": "finished", "erred": "failed"}.get(ts.state, ts.state)
+            return self.placement.explain(TaskId(key), self._loop.time())
+        return str({"memory": "finished", "erred": "failed"}.get(ts.state, ts.state))
 
     def _name(self, key: str) -> str:
         record = self._records.get(key)

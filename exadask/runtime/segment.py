@@ -37,10 +37,11 @@ class Segment:
         Size [bytes], > 0.
     """
 
-    __slots__ = ("__weakref__", "fd", "nbytes", "token")
+    __slots__ = ("__weakref__", "_reading", "fd", "nbytes", "token")
 
     def __init__(self, fd: int, nbytes: int) -> None:
         self.fd, self.nbytes = fd, nbytes
+        self._reading: memoryview | None = None
         self.token = (_PROCESS, next(_serial))
         _live[self.token] = self
 
@@ -86,9 +87,12 @@ class Segment:
         )
 
     def _holds(self, address: int) -> bool:
-        view = self.view()
-        mine = ctypes.c_char.from_buffer(view)
-        same: int = _memcmp(ctypes.addressof(mine), address, self.nbytes)
+        if self._reading is None:
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+            self._reading = memoryview(
+                mmap.mmap(self.fd, self.nbytes, flags=flags, prot=mmap.PROT_READ)
+            )
+        same: int = _memcmp(_address(self._reading), address, self.nbytes)
         return same == 0
 
     def __del__(self) -> None:

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import exadask
 from exadask.runtime.background import Background
@@ -66,28 +65,42 @@ class SlotKind:
     gpu_env: tuple[tuple[str, str], ...] = ()
 
 
+class CaptureFile:
+    """A file without a name, so that nothing is left behind; closed when nobody needs it."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile(mode="a+b", buffering=0) as file:
+            self.fd = os.dup(file.fileno())
+
+    def size(self) -> int:
+        """Length so far [bytes]."""
+        return os.fstat(self.fd).st_size
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captured:
-    """A piece of what a slot has written; the files have no names, so nothing is left behind."""
+    """A piece of what a slot has written."""
 
-    file: IO[bytes]
+    file: CaptureFile
     start: int
     end: int | None = None
 
     def ended(self) -> Captured:
         """Note that the job will write no more."""
-        return replace(self, end=os.fstat(self.file.fileno()).st_size)
+        return replace(self, end=self.file.size())
 
     def size(self) -> int:
         """Length so far [bytes]."""
-        end = os.fstat(self.file.fileno()).st_size if self.end is None else self.end
-        return end - self.start
+        return (self.file.size() if self.end is None else self.end) - self.start
 
     def read(self, limit: int | None = None) -> bytes:
         """Read the piece, or its last `limit` bytes."""
         size = self.size()
         skipped = 0 if limit is None else max(0, size - limit)
-        return os.pread(self.file.fileno(), size - skipped, self.start + skipped)
+        return os.pread(self.file.fd, size - skipped, self.start + skipped)
 
 
 class Slot:
@@ -110,7 +123,7 @@ class Slot:
         self._exited = asyncio.Event()
         self._decoder = Decoder()
         self._loop = asyncio.get_running_loop()
-        self._files = {name: _unnamed_file() for name in ("stdout", "stderr")}
+        self._files = {name: CaptureFile() for name in ("stdout", "stderr")}
         self._process, self._socket = self._start()
         self._send_lock = asyncio.Lock()
         self._loop.add_reader(self._socket, self._on_readable)
@@ -160,14 +173,11 @@ class Slot:
 
     def capture_from_here(self) -> dict[str, Captured]:
         """Note where the output of the next job begins."""
-        return {
-            name: Captured(file=file, start=os.fstat(file.fileno()).st_size)
-            for name, file in self._files.items()
-        }
+        return {name: Captured(file=file, start=file.size()) for name, file in self._files.items()}
 
     def is_worn(self, done: Done) -> bool:
         """Whether the process must not run another job: it has company, or full files."""
-        written = sum(os.fstat(file.fileno()).st_size for file in self._files.values())
+        written = sum(file.size() for file in self._files.values())
         if written > _CAPTURE_LIMIT_BYTES:
             return True
         return done.has_children and any(map(_is_company, descendants_of([self.pid])[self.pid]))
@@ -193,8 +203,8 @@ class Slot:
             process = subprocess.Popen(
                 [*_PYTHON, _PROGRAM, _PACKAGE_ROOT, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                stdout=self._files["stdout"],
-                stderr=self._files["stderr"],
+                stdout=self._files["stdout"].fd,
+                stderr=self._files["stderr"].fd,
                 env=self._environment(os.environ),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
@@ -221,6 +231,7 @@ class Slot:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
         self._drain()
+        self._process.wait()
         self._exited.set()
         if self._done is not None and not self._done.done():
             self._done.set_exception(SlotDied(self._returncode()))
@@ -321,10 +332,6 @@ class SlotPool:
             return
         self._slots.remove(slot)
         self._closing.start(slot.end(0) if kill else slot.close())
-
-
-def _unnamed_file() -> IO[bytes]:
-    return tempfile.TemporaryFile(mode="a+b", buffering=0, prefix="exadask-")
 
 
 def _is_company(pid: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from exadask.runtime.attempt import Attempt
 from exadask.runtime.child import failure_of
-from exadask.runtime.job import Failure, Job, Usage
+from exadask.runtime.job import Job, Usage
 from exadask.runtime.parcel import Parcel
 
 _states: dict[str, Any] = {}
@@ -32,7 +32,7 @@ async def run_in_thread(
     return outcome
 
 
-def _call(job: Job, inputs: tuple[object, ...]) -> object | Failure:
+def _call(job: Job, inputs: tuple[object, ...]) -> Any:
     try:
         values = [_giver_of(value) for value in inputs]
         function = job.function.load(values)

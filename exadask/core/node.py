@@ -1,0 +1,189 @@
+"""One node: its ledger, the shares that tasks hold there, and whether it takes more."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from enum import Enum
+
+from exadask.core.ledger import Ledger, NodeId, Share, ShareId
+from exadask.core.queue import TaskClass
+from exadask.errors import InvalidTransition
+from exadask.resources import GPU_UNIT, NodeShape, Resources
+
+__all__ = ["Held", "HeldState", "Node"]
+
+
+class HeldState(Enum):
+    """What became of a share."""
+
+    HELD = "held"
+    LENT = "lent"
+    WANTED = "wanted back"
+
+
+# What may become of a share; its release ends it from any state, and so does the end of its node.
+_NEXT_STATES = {
+    HeldState.HELD: {HeldState.LENT},
+    HeldState.LENT: {HeldState.WANTED},
+    HeldState.WANTED: {HeldState.HELD, HeldState.LENT},
+}
+
+
+class Held:
+    """A share, and what the node knows about the task that holds it."""
+
+    __slots__ = ("alone", "ends_at", "is_charged", "node", "request", "share", "state")
+
+    def __init__(
+        self, share: Share, request: Resources, node: Node, *, now: float, alone: bool = False
+    ) -> None:
+        self.share, self.request, self.node, self.alone = share, request, node, alone
+        self.ends_at = math.inf if request.time_s is None else now + request.time_s
+        self.state = HeldState.HELD
+        self.is_charged = False
+
+
+class Node:
+    """One node: its ledger, and whether it takes tasks.
+
+    Attributes
+    ----------
+    n_active : int
+        Shares that are not lent; a lent one waits for others, so that it does not count here.
+    lent_memory_bytes : int
+        What lent shares keep [bytes]: it returns when others have run, not by waiting.
+    alone : ShareId or None
+        The task that must be the only one here.
+    reserved_for : TaskClass or None
+        The class for whose head this node is kept free.
+    reserved_start : float
+        When that head can start at the latest, as far as is known; inf if it is not [s].
+    wanted : deque of ShareId
+        Lent shares that are wanted back, in the order of asking.
+    """
+
+    __slots__ = (
+        "alone",
+        "bit",
+        "bucket",
+        "ends_at",
+        "is_paused",
+        "ledger",
+        "lent_memory_bytes",
+        "n_active",
+        "name",
+        "reserved_for",
+        "reserved_start",
+        "shares",
+        "slot",
+        "wanted",
+    )
+
+    def __init__(self, name: NodeId, shape: NodeShape, slot: int, ends_at: float) -> None:
+        self.name, self.ledger, self.ends_at = name, Ledger(name, shape), ends_at
+        self.slot, self.bit = slot, 1 << slot
+        self.bucket = 0
+        self.is_paused = False
+        self.shares: dict[ShareId, Held] = {}
+        self.n_active = self.lent_memory_bytes = 0
+        self.alone: ShareId | None = None
+        self.reserved_for: TaskClass | None = None
+        self.reserved_start = math.inf
+        self.wanted: deque[ShareId] = deque()
+
+    @property
+    def shape(self) -> NodeShape:
+        """What the node has."""
+        return self.ledger.shape
+
+    @property
+    def is_open(self) -> bool:
+        """Whether tasks may be placed here: those of the reservation, if there is one."""
+        return not (self.is_paused or self.alone is not None or self.wanted)
+
+    def add(self, held: Held) -> None:
+        """Count a new share."""
+        self.shares[held.share.share_id] = held
+        self._count(held)
+
+    def remove(self, held: Held) -> None:
+        """Forget a share."""
+        del self.shares[held.share.share_id]
+        self._uncount(held)
+
+    def enter(self, held: Held, state: HeldState) -> None:
+        """Move a share to another state, and the counts with it."""
+        if state not in _NEXT_STATES[held.state]:
+            raise InvalidTransition(f"share {held.share.share_id}", state.value, held.state.value)
+        self._uncount(held)
+        held.state = state
+        self._count(held)
+
+    def earliest_start(self, cls: TaskClass, now: float) -> float:
+        """Say when a task of this class can start here if nobody else does; inf if not known [s].
+
+        Tasks are believed to end when their time limit does, lent shares not at all.
+        """
+        request, ledger, start = cls.request, self.ledger, now
+        cores, memory = ledger.net_cores, ledger.free_memory_bytes
+        units = dict(zip(ledger.shape.gpu_ids, ledger.free_gpu_units, strict=True))
+        active = [held for held in self.shares.values() if held.state is HeldState.HELD]
+        active.sort(key=lambda held: held.ends_at)
+        for n_ended in range(len(active) + 1):
+            if n_ended:
+                held = active[n_ended - 1]
+                start = max(start, held.ends_at)
+                cores += held.request.cores
+                memory += held.share.memory_bytes
+                for gpu, used in held.share.gpus:
+                    units[gpu] += used
+            if cls.alone and n_ended < len(active):
+                continue
+            if (
+                cores >= request.cores
+                and memory >= (request.memory_bytes or 0)
+                and _units_fit(list(units.values()), request.gpu_units)
+            ):
+                return start
+        return math.inf
+
+    def could_ever_start(self, cls: TaskClass, now: float) -> bool:
+        """Whether a task of this class fits once all that runs here has ended."""
+        request = cls.request
+        needed = (request.memory_bytes or 0) + self.lent_memory_bytes
+        return needed <= self.shape.memory_bytes and self.has_time(request, now)
+
+    def ends_in_time(self, request: Resources, now: float) -> bool:
+        """Whether a task that starts now surely ends before the reservation of this node begins."""
+        return request.time_s is not None and now + request.time_s <= self.reserved_start
+
+    def has_time(self, request: Resources, now: float) -> bool:
+        """Whether the node stays long enough for a task that starts now."""
+        return now + (request.time_s or 0.0) <= self.ends_at and now < self.ends_at
+
+    def _count(self, held: Held) -> None:
+        if held.state is HeldState.HELD:
+            self.n_active += 1
+            if held.alone:
+                self.alone = held.share.share_id
+        else:
+            self.lent_memory_bytes += held.share.memory_bytes
+        if held.state is HeldState.WANTED:
+            self.wanted.append(held.share.share_id)
+
+    def _uncount(self, held: Held) -> None:
+        if held.state is HeldState.HELD:
+            self.n_active -= 1
+            if held.alone:
+                self.alone = None
+        else:
+            self.lent_memory_bytes -= held.share.memory_bytes
+        if held.state is HeldState.WANTED:
+            self.wanted.remove(held.share.share_id)
+
+
+def _units_fit(units: list[int], asked: int) -> bool:
+    if asked >= GPU_UNIT:
+        return units.count(GPU_UNIT) * GPU_UNIT >= asked
+    return asked == 0 or max(units, default=0) >= asked

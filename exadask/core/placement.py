@@ -1,0 +1,502 @@
+"""Which waiting task goes where, and when.
+
+`Placement` is told what happens (nodes join and leave, tasks are submitted, shares come back) and
+answers `dispatch` with commands. It has no clock: `now` is an argument, in seconds.
+
+Tasks of equal request, warm key, allowed nodes and solitude form a *class*, in which the order is
+strict: priority, then arrival. A class whose head fits nowhere is blocked; the others backfill.
+
+**Order of the classes**, by their heads: the user's priority strictly; then the *wider* class,
+which asks for the larger part of a node in any resource, since narrow tasks fill the gaps that wide
+ones leave and not the other way round; then Dask's priority and the arrival.
+
+**No class starves.** A class is *overtaken* while it places nothing and something is placed that
+ranks behind its head or arrived after it. After ``reserve_after_s`` it is *urgent*: urgent classes
+go first, the longest overtaken before all, even before higher priorities. If its head finds no room
+even so, one node is *reserved* for it: where it can start soonest, as far as the time limits of the
+running tasks tell, or that with most free cores. Nobody else is placed there, except a task whose
+own time limit ends before the reservation begins (EASY backfill; Lifka, JSSPP 1995). So each class
+places a task at least every ``reserve_after_s`` plus the time in which a node drains, as long as
+there is a node for each urgent class.
+
+**Choice of the node**, among those with room: warm for the task's warm key; holding most of its
+inputs, if that is 64 KiB or more; without GPUs, if it needs none; fewest free cores; first joined.
+
+**Cost.** A dispatch looks at a blocked class only for nodes that gained room since the last one,
+so that nothing is searched twice; see `exadask.core.nodes` for the sets of nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from exadask.core.events import Place, Resume, WaitingTask
+from exadask.core.explain import explain_held, explain_waiting
+from exadask.core.ledger import NodeId, ShareId, TaskId
+from exadask.core.node import Held, HeldState, Node
+from exadask.core.nodes import NodeIndex
+from exadask.core.queue import Rank, TaskClass, WaitingQueue
+from exadask.errors import ImpossibleRequest, InvalidTransition
+from exadask.resources import NodeShape, Resources, largest
+
+__all__ = ["Place", "Placement", "Resume", "WaitingTask"]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Round:
+    """What one dispatch has done and seen so far."""
+
+    number: int
+    now: float
+    commands: list[Place | Resume]
+    fresh: int = 0
+    passed: list[TaskClass] = field(default_factory=list)  # blocked, and not overtaken yet
+    progressed: set[TaskClass] = field(default_factory=set)
+    lowest_rank: Rank | None = None
+    latest_arrival: int = -1
+
+
+class Placement:
+    """The queue and the nodes.
+
+    Parameters
+    ----------
+    reserve_after_s : float
+        How long a class may be overtaken before a node is reserved for it [s].
+
+    Attributes
+    ----------
+    possible_shapes : sequence of NodeShape
+        Nodes that might still join, for elastic pools: what fits them may wait for them.
+
+    Notes
+    -----
+    Not thread-safe; one loop owns it. A late report (of a node or share that is gone) is dropped;
+    what cannot have happened raises `InvalidTransition`.
+
+    Examples
+    --------
+    >>> placement = Placement()
+    >>> placement.add_node(NodeId("node-0"), NodeShape.declare(cores=4))
+    >>> for name in ("a", "b"):
+    ...     task = WaitingTask(task=TaskId(name), request=Resources(cores=3), priority=(0,))
+    ...     placement.submit(task, now=0.0)
+    >>> [(place.task, place.share.cores) for place in placement.dispatch(now=0.0)]
+    [('a', (0, 1, 2))]
+    >>> placement.explain(TaskId("b"), now=1.0)
+    'waiting: needs 3 cores; the nodes have at most 1 free of 4 (node-0)'
+    """
+
+    def __init__(self, *, reserve_after_s: float = 10.0) -> None:
+        self.possible_shapes: Sequence[NodeShape] = ()
+        self._reserve_after_s = reserve_after_s
+        self._nodes = NodeIndex()
+        self._queue = WaitingQueue()
+        self._held: dict[ShareId, Held] = {}
+        self._wanted: dict[NodeId, Node] = {}  # nodes where lent shares are wanted back
+        self._confirm: list[ShareId] = []
+        self._n_shares = self._n_rounds = 0
+        self._now = -math.inf
+        self._has_news = False
+
+    @property
+    def nodes(self) -> Mapping[NodeId, Node]:
+        """The nodes, to be read only."""
+        return MappingProxyType(self._nodes.by_id)
+
+    @property
+    def n_waiting(self) -> int:
+        """How many tasks wait."""
+        return len(self._queue)
+
+    # -- nodes ------------------------------------------------------------------------------
+
+    def add_node(self, node: NodeId, shape: NodeShape, *, ends_at: float | None = None) -> None:
+        """Let a node join.
+
+        Parameters
+        ----------
+        node : NodeId
+            Its name.
+        shape : NodeShape
+            What it has.
+        ends_at : float, optional
+            When its allocation ends [s], on the clock of `now`. None: never.
+
+        Raises
+        ------
+        InvalidTransition
+            A node of this name is connected.
+        """
+        self._nodes.add(node, shape, math.inf if ends_at is None else ends_at)
+        self._queue.rescale(self._nodes.scale)
+
+    def remove_node(self, node: NodeId) -> list[TaskId]:
+        """Let a node leave, and all shares with it.
+
+        Returns
+        -------
+        list of TaskId
+            The tasks that held or had lent a share there, oldest first; empty for an unknown node.
+        """
+        gone = self._nodes.by_id.get(node)
+        if gone is None:
+            return []
+        self._drop_reservation(gone.reserved_for)
+        for share_id in gone.shares:
+            del self._held[share_id]
+        self._wanted.pop(node, None)
+        self._nodes.remove(gone)
+        self._queue.rescale(self._nodes.scale)
+        return list(dict.fromkeys(held.share.task for held in gone.shares.values()))
+
+    def pause_node(self, node: NodeId) -> None:
+        """Place nothing more on a node; what runs there goes on."""
+        paused = self._nodes.by_id.get(node)
+        if paused is not None and not paused.is_paused:
+            paused.is_paused = True
+            self._drop_reservation(paused.reserved_for)
+            self._changed(paused, has_gained=False)
+
+    def resume_node(self, node: NodeId) -> None:
+        """End a pause."""
+        resumed = self._nodes.by_id.get(node)
+        if resumed is not None and resumed.is_paused:
+            resumed.is_paused = False
+            self._changed(resumed, has_gained=True)
+
+    def note_warm(self, node: NodeId, key: str) -> None:
+        """Remember that a node is warm for a key."""
+        if node in self._nodes.by_id:
+            self._nodes.note_warm(self._nodes.by_id[node], key)
+
+    def forget_warm(self, node: NodeId, key: str) -> None:
+        """Forget that a node is warm for a key."""
+        if node in self._nodes.by_id:
+            self._nodes.forget_warm(self._nodes.by_id[node], key)
+
+    # -- tasks ------------------------------------------------------------------------------
+
+    def submit(self, task: WaitingTask, now: float) -> None:
+        """Queue a task for `dispatch`.
+
+        Raises
+        ------
+        ImpossibleRequest
+            Neither a connected node nor any of `possible_shapes` could run it, were it empty. With
+            neither of the two it just waits.
+        InvalidTransition
+            It waits already.
+        """
+        self._tick(now)
+        if not self._nodes.fitting(task.request):
+            shapes = [*self._nodes.shapes, *self.possible_shapes]
+            if shapes and not any(shape.fits(task.request) for shape in shapes):
+                raise ImpossibleRequest(task.task, str(task.request), str(largest(shapes)))
+        self._queue.add(task)
+
+    def withdraw(self, task_id: TaskId) -> None:
+        """Forget a waiting task; nothing happens if it does not wait."""
+        emptied = self._queue.discard(task_id)
+        self._drop_reservation(emptied)
+
+    def waiting(self, task_id: TaskId) -> bool:
+        """Whether a task waits."""
+        return task_id in self._queue
+
+    # -- shares -----------------------------------------------------------------------------
+
+    def release(self, share_id: ShareId) -> None:
+        """Take a share back, lent or not.
+
+        Raises
+        ------
+        InvalidTransition
+            There never was such a share. One that is gone already is a late report.
+        """
+        held = self._find(share_id, "release")
+        if held is None:
+            return
+        node = held.node
+        del self._held[share_id]
+        node.ledger.release(held.share)
+        node.remove(held)
+        self._note_wanted(node)
+        self._changed(node, has_gained=True)
+
+    def lend(self, share_id: ShareId) -> None:
+        """Give others the cores and GPUs of a task that waits for them; it keeps its memory.
+
+        Raises
+        ------
+        InvalidTransition
+            There never was such a share.
+        """
+        held = self._find(share_id, "lend")
+        if held is None or held.state is HeldState.LENT:
+            return
+        if held.state is HeldState.HELD:
+            held.node.ledger.lend(share_id)
+        self._enter(held, HeldState.LENT)
+        self._changed(held.node, has_gained=True)
+
+    def reclaim(self, share_id: ShareId, now: float) -> None:
+        """Ask for a lent share back: the same GPUs, and as many cores.
+
+        A `Resume` answers, from the dispatch that finds room; until then nobody is placed there. A
+        share that is not lent is confirmed by a `Resume` as it is.
+
+        Raises
+        ------
+        InvalidTransition
+            There never was such a share.
+        """
+        self._tick(now)
+        held = self._find(share_id, "reclaim")
+        if held is None or held.state is HeldState.WANTED:
+            return
+        if held.state is HeldState.HELD:
+            self._confirm.append(share_id)
+            return
+        self._enter(held, HeldState.WANTED)
+        self._changed(held.node, has_gained=False)
+
+    def charge(self, task_id: TaskId, node: NodeId, request: Resources) -> ShareId:
+        """Book work that runs on a node without having been placed there.
+
+        Returns
+        -------
+        ShareId
+            What to `release` when it ends. If the node has left, nothing is booked under it.
+        """
+        share_id = self._new_share_id()
+        charged = self._nodes.by_id.get(node)
+        if charged is not None:
+            share = charged.ledger.overdraw(task_id, request, share_id)
+            held = Held(share, request, charged, now=self._now)
+            held.is_charged = True
+            self._book(held)
+        return share_id
+
+    # -- decisions --------------------------------------------------------------------------
+
+    def dispatch(self, now: float) -> list[Place | Resume]:
+        """Decide what starts now.
+
+        Returns
+        -------
+        list of Place or Resume
+            To be performed in this order; the books have them already.
+        """
+        now = self._tick(now)
+        self._n_rounds += 1
+        round_ = _Round(number=self._n_rounds, now=now, commands=self._resume())
+        if self._queue.promote(now, self._reserve_after_s):
+            self._has_news = True
+        if not (self._has_news or self._nodes.fresh or self._queue.unsettled):
+            return round_.commands
+        self._has_news = False
+        self._serve_urgent(round_)
+        self._serve_all(round_)
+        self._queue.mark_older(round_.latest_arrival, now, besides=round_.progressed)
+        return round_.commands
+
+    def next_deadline(self) -> float | None:
+        """When to dispatch again even if nothing happens, since a class becomes urgent [s]."""
+        since = next(iter(self._queue.overtaken.values()), None)
+        return None if since is None else since + self._reserve_after_s
+
+    def explain(self, task_id: TaskId, now: float) -> str:
+        """Say in a sentence where a task runs, or what it waits for; O(waiting and running)."""
+        now = max(now, self._now)
+        if task_id in self._queue:
+            return explain_waiting(self._nodes, self._queue, task_id, now)
+        for held in reversed(self._held.values()):
+            if held.share.task == task_id:
+                return explain_held(held)
+        return "unknown to the scheduler"
+
+    def check(self) -> None:
+        """Assert that the books are right; for tests."""
+        self._nodes.check()
+        self._queue.check()
+        by_node = {
+            share_id: held
+            for node in self._nodes.by_id.values()
+            for share_id, held in node.shares.items()
+        }
+        assert by_node == self._held, "the nodes and the shares disagree"
+        assert set(self._wanted) == {n.name for n in self._nodes.by_id.values() if n.wanted}
+        reserving = {cls.reserved: cls for _, cls in self._queue.order if cls.reserved is not None}
+        reserved = {
+            name: node.reserved_for
+            for name, node in self._nodes.by_id.items()
+            if node.reserved_for is not None
+        }
+        assert reserving == reserved, "the nodes and the reservations disagree"
+        assert all(cls in self._queue.urgent for cls in reserved.values()), "reserved, not urgent"
+
+    # -- the books --------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> float:
+        self._now = max(self._now, now)
+        return self._now
+
+    def _new_share_id(self) -> ShareId:
+        self._n_shares += 1
+        return ShareId(self._n_shares - 1)
+
+    def _find(self, share_id: ShareId, event: str) -> Held | None:
+        held = self._held.get(share_id)
+        if held is None and not 0 <= share_id < self._n_shares:
+            raise InvalidTransition(f"share {share_id}", event, "never given")
+        return held
+
+    def _book(self, held: Held) -> None:
+        """Enter a new share."""
+        self._held[held.share.share_id] = held
+        held.node.add(held)
+        self._changed(held.node, has_gained=False)
+
+    def _enter(self, held: Held, state: HeldState) -> None:
+        """Move a share to another state."""
+        held.node.enter(held, state)
+        self._note_wanted(held.node)
+
+    def _note_wanted(self, node: Node) -> None:
+        if node.wanted:
+            self._wanted[node.name] = node
+        else:
+            self._wanted.pop(node.name, None)
+
+    def _changed(self, node: Node, *, has_gained: bool) -> None:
+        if node.reserved_for is not None:
+            before = node.reserved_start
+            node.reserved_start = node.earliest_start(node.reserved_for, self._now)
+            has_gained = has_gained or node.reserved_start > before
+        self._nodes.update(node, has_gained=has_gained)
+
+    def _drop_reservation(self, cls: TaskClass | None) -> None:
+        """End the reservation of a class, if it has one; its node opens."""
+        if cls is None or cls.reserved is None:
+            return
+        node = self._nodes.by_id[cls.reserved]
+        cls.reserved = node.reserved_for = None
+        node.reserved_start = math.inf
+        self._has_news = True
+        self._changed(node, has_gained=True)
+
+    # -- a dispatch -------------------------------------------------------------------------
+
+    def _resume(self) -> list[Place | Resume]:
+        """Give lent shares back that are wanted, on each node in the order of asking."""
+        resumed: list[Place | Resume] = [
+            Resume(share=self._held[share_id].share)
+            for share_id in self._confirm
+            if share_id in self._held and self._held[share_id].state is HeldState.HELD
+        ]
+        self._confirm.clear()
+        for node in list(self._wanted.values()):
+            while node.wanted and node.alone is None:
+                held = self._held[node.wanted[0]]
+                if held.alone and node.n_active:
+                    break
+                cores = min(held.request.cores, node.shape.cores)  # a charge may ask for more
+                share = node.ledger.reclaim(held.share.share_id, cores)
+                if share is None:
+                    break
+                self._enter(held, HeldState.HELD)
+                held.share = share
+                resumed.append(Resume(share=share))
+                self._changed(node, has_gained=True)
+        return resumed
+
+    def _serve_urgent(self, round_: _Round) -> None:
+        """Place the heads of urgent classes, or reserve nodes for them."""
+        while True:
+            self._admit_fresh(round_)
+            for cls in list(self._queue.urgent):
+                if cls.reserved is not None:
+                    node = self._nodes.by_id[cls.reserved]
+                    if not node.could_ever_start(cls, round_.now):
+                        self._drop_reservation(cls)
+                if not self._place_head(cls, round_) and cls.reserved is None:
+                    self._reserve(cls, round_.now)
+            if not self._nodes.fresh:
+                return
+
+    def _serve_all(self, round_: _Round) -> None:
+        """Place heads in the order of the classes, until all are blocked or the nodes full."""
+        order, index = self._queue.order, 0
+        top = self._most_free(round_, len(self._nodes.buckets))
+        while index < len(order) and top:
+            cls = order[index][1]
+            if cls.request.cores <= top and self._place_head(cls, round_):
+                top = self._most_free(round_, top)  # the class moved back, or is gone
+                continue
+            if cls.request.cores > top:
+                self._pass_over(cls, round_)
+            index += 1
+        while index < len(order) and round_.lowest_rank and order[index][0] < round_.lowest_rank:
+            self._queue.mark_overtaken(order[index][1], round_.now)
+            index += 1
+
+    def _most_free(self, round_: _Round, at_most: int) -> int:
+        among = -1 if self._queue.unsettled else round_.fresh
+        return self._nodes.most_free(among, at_most)
+
+    def _admit_fresh(self, round_: _Round) -> None:
+        """Let all classes look at the nodes that gained room."""
+        fresh = self._nodes.take_fresh()
+        if fresh:
+            round_.fresh |= fresh
+            self._n_rounds += 1
+            round_.number = self._n_rounds
+
+    def _pass_over(self, cls: TaskClass, round_: _Round) -> None:
+        """Note that a class is blocked: what is placed from now on overtakes it."""
+        if not cls.is_settled:
+            self._queue.settle(cls)
+        if cls.overtaken_since is None:
+            if round_.lowest_rank is not None and cls.rank < round_.lowest_rank:
+                self._queue.mark_overtaken(cls, round_.now)
+            else:
+                round_.passed.append(cls)
+
+    def _place_head(self, cls: TaskClass, round_: _Round) -> bool:
+        """Place the first task of a class, if there is room."""
+        nodes, now = self._nodes, round_.now
+        if cls.hope_round != round_.number:
+            cls.hope_round = round_.number
+            cls.hope = nodes.runnable(cls) & (round_.fresh if cls.is_settled else -1)
+        task = cls.head
+        node = nodes.choose(cls, task, now) if cls.hope else None
+        if node is None:
+            self._pass_over(cls, round_)
+            return False
+        share = node.ledger.allocate(task.task, task.request, self._new_share_id())
+        assert share is not None, "a node was chosen that has no room"
+        round_.commands.append(Place(share=share, task=task.task))
+        for passed in round_.passed:
+            self._queue.mark_overtaken(passed, now)
+        round_.passed.clear()
+        round_.latest_arrival = max(round_.latest_arrival, cls.arrival)
+        if round_.lowest_rank is None or cls.rank > round_.lowest_rank:
+            round_.lowest_rank = cls.rank
+        round_.progressed.add(cls)
+        self._queue.pop_head(cls)
+        self._drop_reservation(cls)
+        self._book(Held(share, task.request, node, now=now, alone=task.alone))
+        return True
+
+    def _reserve(self, cls: TaskClass, now: float) -> None:
+        """Keep a node for a class, if one is left that can ever run it."""
+        node = self._nodes.node_to_reserve(cls, now)
+        if node is not None:
+            cls.reserved, cls.reserved_since = node.name, now
+            node.reserved_for = cls
+            node.reserved_start = node.earliest_start(cls, now)
+            self._nodes.update(node, has_gained=False)
