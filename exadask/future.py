@@ -36,6 +36,8 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         self._loading = threading.Lock()
         self._loaded: tuple[T] | None = None
         self._error: BaseException | None = None
+        if hasattr(gateway, "lend"):
+            self._waiters: list[Any] = _LendingWaiters(gateway)
 
     @property
     def key(self) -> str:
@@ -279,6 +281,25 @@ def lent(gateway: Gateway) -> Iterator[None]:
     finally:
         if is_lent:
             gateway.reclaim()  # type: ignore[attr-defined]  # whoever lends can reclaim
+
+
+class _LendingWaiters(list[Any]):
+    """Notices that `concurrent.futures.wait` or ``as_completed`` waits in a task, and lends."""
+
+    def __init__(self, gateway: Any) -> None:
+        super().__init__()
+        self._gateway, self._lent_for = gateway, set[int]()
+
+    def append(self, waiter: Any) -> None:
+        super().append(waiter)
+        if self._gateway.lend():
+            self._lent_for.add(id(waiter))
+
+    def remove(self, waiter: Any) -> None:
+        super().remove(waiter)
+        if id(waiter) in self._lent_for:
+            self._lent_for.discard(id(waiter))
+            self._gateway.reclaim_soon()
 
 
 _callbacks: queue.SimpleQueue[Any] = queue.SimpleQueue()

@@ -156,7 +156,8 @@ class Node:
 
     def ends_in_time(self, request: Resources, now: float) -> bool:
         """Whether a task that starts now surely ends before the reservation of this node begins."""
-        return request.time_s is not None and now + request.time_s <= self.reserved_start
+        is_known = request.time_s is not None and self.reserved_start < math.inf
+        return is_known and now + (request.time_s or 0.0) <= self.reserved_start
 
     def has_time(self, request: Resources, now: float) -> bool:
         """Whether the node stays long enough for a task that starts now."""

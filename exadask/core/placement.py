@@ -200,8 +200,7 @@ class Placement:
 
     def withdraw(self, task_id: TaskId) -> None:
         """Forget a waiting task; nothing happens if it does not wait."""
-        emptied = self._queue.discard(task_id)
-        self._drop_reservation(emptied)
+        self._drop_reservation(self._queue.discard(task_id))
 
     def waiting(self, task_id: TaskId) -> bool:
         """Whether a task waits."""
@@ -338,8 +337,6 @@ class Placement:
         }
         assert reserving == reserved, "the nodes and the reservations disagree"
         assert all(cls in self._queue.urgent for cls in reserved.values()), "reserved, not urgent"
-
-    # -- the books --------------------------------------------------------------------------
 
     def _tick(self, now: float) -> float:
         self._now = max(self._now, now)

@@ -38,7 +38,7 @@ class Attempt:
         self.job, self.node = job, node
         self.captured: dict[str, Captured] = {}
         self.usage: Usage | None = None
-        self.is_cancelled = False
+        self.is_cancelled = self.is_over = False
         self.has_worn_slot = False
         self.slot: Slot | None = None
         self._watch, self._kill_grace_s = watch, kill_grace_s

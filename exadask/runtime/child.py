@@ -45,6 +45,8 @@ class Link:
         self._orders: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
         self._reader: threading.Thread | None = None
         self.on_message: Callable[[Answer | News], None] | None = None
+        self.n_waits = 0
+        """How many things the running task waits for: its share is lent out meanwhile."""
 
     def send(self, message: object) -> None:
         """Send a message; any thread may."""
@@ -258,6 +260,7 @@ def main(fd: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     runner = Runner()
     while (order := link.next_order()) is not None:
+        link.n_waits = 0
         done = runner.run(order)
         del order
         _answer(done)

@@ -1,4 +1,5 @@
 import os
+
 from exadask.resources import NodeShape
 
 

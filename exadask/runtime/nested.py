@@ -149,7 +149,6 @@ class NestedGateway:
         self._observers: dict[str, Any] = {}
         self._answers: dict[int, Future[Any]] = {}
         self._tickets = itertools.count()
-        self._n_waiting = 0
         link.listen(self._on_message)
 
     def submit(self, submission: Submission, observer: Any) -> None:
@@ -179,15 +178,31 @@ class NestedGateway:
         return bytes(self._ask("output", key, stream))
 
     def lend(self) -> bool:
-        """Lend the share of this task out while it waits; only the task's own thread can."""
+        """Lend the share of this task out while it waits; only the task's own thread can.
+
+        Returns
+        -------
+        bool
+            Whether the caller must end it, by `reclaim` or `reclaim_soon`.
+        """
         if threading.current_thread() is not threading.main_thread():
             return False
-        self._ask("lend")
+        self._link.n_waits += 1
+        if self._link.n_waits == 1:
+            self._tell("lend")
         return True
 
     def reclaim(self) -> None:
-        """Wait until the share is back."""
-        self._ask("reclaim")
+        """Wait until the share is back, unless the task still waits for something else."""
+        self._link.n_waits -= 1
+        if self._link.n_waits == 0:
+            self._ask("reclaim")
+
+    def reclaim_soon(self) -> None:
+        """Ask for the share, and do not wait for it."""
+        self._link.n_waits -= 1
+        if self._link.n_waits == 0:
+            self._tell("reclaim")
 
     def _ask(self, verb: str, *arguments: object) -> Any:
         ticket = next(self._tickets)

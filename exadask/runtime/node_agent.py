@@ -25,12 +25,12 @@ from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.nested import NestedService
 from exadask.runtime.parcel import Packer, Parcel
 from exadask.runtime.slot import Captured, SlotKind, SlotPool
+from exadask.runtime.task_record import SHARE
 from exadask.runtime.thread_slot import run_in_thread
 
 logger = logging.getLogger(__name__)
 
 AGENT = "exadask-agent"
-SHARE = "exadask_share"
 _INLINE_OUTPUT_BYTES = 4096
 _WARM_FROM_START = 2
 _NOT_BEGUN = ("waiting", "ready", "constrained", "fetch", "flight", "missing", "cancelled")
@@ -135,6 +135,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
                 raise Cancelled
             return outcome
         finally:
+            attempt.is_over = True
             self._admission.leave(grant.share)
             if self._attempts.get(job.key) is attempt:
                 del self._attempts[job.key]
@@ -223,6 +224,9 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         share = await returned
         renewed = Grant(grant.share, tuple(share["cores"]), dict(share["gpus"]))
         await self._admission.enter(renewed)
+        if attempt.is_over:  # it did not wait for its share, and ended meanwhile
+            self._admission.leave(grant.share)
+            return
         if self.shape.is_real and renewed.cores != grant.cores and attempt.slot is not None:
             binding.bind_threads(attempt.slot.pid, renewed.cores)
 

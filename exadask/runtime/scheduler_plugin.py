@@ -16,7 +16,6 @@ import logging
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
@@ -25,33 +24,21 @@ from distributed.scheduler import TaskState
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
 from exadask.core.placement import Place, Placement, Resume, WaitingTask
 from exadask.errors import ImpossibleRequest, NodeLost
-from exadask.resources import NodeShape, Resources
+from exadask.resources import NodeShape
 from exadask.runtime.job import Failure, TaskFailed
 from exadask.runtime.parcel import Packer
+from exadask.runtime.task_record import (
+    SHARE,
+    TaskRecord,
+    allowed_nodes,
+    local_bytes,
+    share_on_wire,
+)
 
 logger = logging.getLogger(__name__)
 
 HOLD = "tcp://0.0.0.0:1"
-REQUEST, SHARE = "exadask", "exadask_share"
 _MAX_NODES_LOST = 3
-_UNTAGGED: dict[str, Any] = {"cores": 1, "gpu_units": 0, "memory_bytes": None, "time_s": None}
-
-
-@dataclass(slots=True)
-class _Record:
-    """What the plugin knows about one task."""
-
-    request: Resources
-    name: str
-    client: str | None
-    warm_key: str | None
-    allowed: frozenset[NodeId] | None
-    share: Share | None = None
-    has_ended: bool = False
-    charge: ShareId | None = None
-    node: str | None = None
-    attempts: int = 0
-    lost_on: list[str] = field(default_factory=list)
 
 
 class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is untyped
@@ -67,7 +54,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     def __init__(self, reserve_after_s: float) -> None:
         self.placement = Placement(reserve_after_s=reserve_after_s)
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, TaskRecord] = {}
         self._draining: set[int] = set()
         self._addresses: dict[NodeId, str] = {}
         self._nodes: dict[str, NodeId] = {}
@@ -109,28 +96,10 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             if ts is None or key in self._records or ts.run_spec is None or ts.actor:
                 continue
             if ts.state == "released" and not ts.resource_restrictions:
-                self._records[key] = self._record(ts)
+                self._records[key] = TaskRecord.of(
+                    ts, allowed_nodes(ts, self._scheduler, self._nodes)
+                )
                 self._hold(ts)
-
-    def _record(self, ts: TaskState) -> _Record:
-        wish = (ts.annotations or {}).get(REQUEST)
-        asked = wish if wish is not None else _UNTAGGED
-        return _Record(
-            request=Resources(**{name: asked[name] for name in _UNTAGGED}),
-            name=wish["name"] if wish else ts.key,
-            client=wish["client"] if wish else None,
-            warm_key=wish["warm_key"] if wish else None,
-            allowed=self._allowed(ts),
-        )
-
-    def _allowed(self, ts: TaskState) -> frozenset[NodeId] | None:
-        """Respect what a Dask user has written in ``workers=``."""
-        if ts.loose_restrictions or not (ts.worker_restrictions or ts.host_restrictions):
-            return None
-        addresses = set(ts.worker_restrictions or ())
-        for host in ts.host_restrictions or ():
-            addresses |= self._scheduler.host_info.get(host, {}).get("addresses", set())
-        return frozenset(self._nodes[one] for one in addresses if one in self._nodes)
 
     @staticmethod
     def _hold(ts: TaskState) -> None:
@@ -159,7 +128,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         elif finish == "forgotten":
             del self._records[key]
 
-    def _enqueue(self, key: str, record: _Record) -> None:
+    def _enqueue(self, key: str, record: TaskRecord) -> None:
         ts = self._scheduler.tasks[key]
         if len(record.lost_on) >= _MAX_NODES_LOST:
             self._stop(key, NodeLost(record.name, tuple(record.lost_on)))
@@ -168,7 +137,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             task=TaskId(key),
             request=record.request,
             priority=tuple(ts.priority),
-            locality=self._locality(ts),
+            locality=local_bytes(ts, self._nodes),
             warm_key=record.warm_key,
             allowed=record.allowed,
             alone=len(record.lost_on) == _MAX_NODES_LOST - 1,
@@ -179,16 +148,6 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self._stop(key, ImpossibleRequest(record.name, error.asked, error.largest))
         else:
             self._dispatch_soon()
-
-    def _locality(self, ts: TaskState) -> dict[NodeId, int]:
-        """Count the bytes of a task's inputs on each node."""
-        found: dict[NodeId, int] = {}
-        for dependency in ts.dependencies:
-            for worker in dependency.who_has or ():
-                node = self._nodes.get(worker.address)
-                if node is not None:
-                    found[node] = found.get(node, 0) + dependency.get_nbytes()
-        return found
 
     def _stop(self, key: str, error: ImpossibleRequest | NodeLost) -> None:
         """Fail a held task; Dask must first have finished the transition that led here."""
@@ -211,7 +170,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     # -- shares -----------------------------------------------------------------------------
 
-    def _give_back(self, key: str, record: _Record, finish: str) -> None:
+    def _give_back(self, key: str, record: TaskRecord, finish: str) -> None:
         """Return a share; after a cancel only when the node says that the task really ended."""
         if record.charge is not None:
             self.placement.release(record.charge)
@@ -233,7 +192,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self._draining.add(share.share_id)
         self._dispatch_soon()
 
-    def _charge(self, key: str, record: _Record) -> None:
+    def _charge(self, key: str, record: TaskRecord) -> None:
         """Book a task that Dask sent to a node by itself (for example a shuffle's)."""
         ts = self._scheduler.tasks[key]
         node = self._nodes.get(ts.processing_on.address) if ts.processing_on else None
@@ -255,7 +214,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self._tell(record, {"op": "exadask-report", "report": report})
         self._on_ended(share)
 
-    def _tell(self, record: _Record, message: dict[str, Any]) -> None:
+    def _tell(self, record: TaskRecord, message: dict[str, Any]) -> None:
         comm = self._scheduler.client_comms.get(record.client)
         if comm is not None and not comm.closed():
             comm.interval = 0.0005
@@ -343,7 +302,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         ts.suspicious = 0  # Dask blames the innocent too; we keep our own count
         ts.annotations = {
             **(ts.annotations or {}),
-            SHARE: {**_wire_form(place.share), "attempt": record.attempts},
+            SHARE: {**share_on_wire(place.share), "attempt": record.attempts},
         }
         return True
 
@@ -367,7 +326,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     def _resume(self, share: Share) -> None:
         address = self._addresses.get(share.node)
         if address in self._scheduler.stream_comms:
-            message = {"op": "exadask-resume", "share": _wire_form(share)}
+            message = {"op": "exadask-resume", "share": share_on_wire(share)}
             self._scheduler.stream_comms[address].send(message)
 
     def _set_timer(self) -> None:
@@ -403,11 +362,3 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             key=key, stream=stream
         )
         return written
-
-
-def _wire_form(share: Share) -> dict[str, Any]:
-    return {
-        "share": int(share.share_id),
-        "cores": list(share.cores),
-        "gpus": [list(pair) for pair in share.gpus],
-    }

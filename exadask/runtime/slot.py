@@ -160,7 +160,7 @@ class Slot:
         """Send a message; a process that has ended is found out by who waits for it."""
         data, fds = encode(message)
         async with self._send_lock:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            with contextlib.suppress(OSError):
                 try:
                     sent = send_head(self._socket, data, fds)
                 except BlockingIOError:

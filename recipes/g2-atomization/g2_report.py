@@ -32,6 +32,7 @@ class AtomFit:
     mae: float
     mae_left_out: float  # each molecule predicted by a fit to all others
     n_left_out: int
+    worst: dict[str, float]  # what the constants do not explain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ def summarise(outcomes: Sequence[Outcome], method: str) -> Summary:
         failures={o.name: o.status for o in outcomes if o.status != "ok"},
         whole=group(list(rows), errors, measured) if rows else None,
         classes={kind: group(names, errors, measured) for kind, names in classes.items() if names},
-        worst={name: errors[name] for name in sorted(errors, key=lambda n: -abs(errors[n]))[:5]},
+        worst=largest(errors),
         fit=fit_atoms(errors),
         zero_point=group(
             list(shaken), {n: v.zero_point - known[n] for n, v in shaken.items()}, known
@@ -92,6 +93,14 @@ def group(names: Sequence[str], errors: dict[str, float], scale: dict[str, float
         mse=statistics.fmean(chosen),
         mean_relative=statistics.fmean(errors[name] / scale[name] for name in names),
     )
+
+
+def largest(errors: dict[str, float]) -> dict[str, float]:
+    return {name: errors[name] for name in sorted(errors, key=lambda n: -abs(errors[n]))[:5]}
+
+
+def listed(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:+.1f}" for name, value in values.items())
 
 
 def fit_atoms(errors: dict[str, float]) -> AtomFit | None:
@@ -113,6 +122,7 @@ def fit_atoms(errors: dict[str, float]) -> AtomFit | None:
         mae=float(abs(residuals).mean()),
         mae_left_out=float(left_out.mean()),
         n_left_out=int(testable.sum()),
+        worst=largest(dict(zip(errors, residuals.tolist(), strict=True))),
     )
 
 
@@ -191,15 +201,14 @@ def summary_text(summary: Summary) -> str:
         lines += [
             f"  {label:<18}{one.n:>4}{one.mae:>8.1f}{one.mse:>+8.1f}{one.mean_relative:>+10.1%}"
         ]
-    worst = ", ".join(f"{name} {error:+.1f}" for name, error in summary.worst.items())
-    lines += [f"  worst: {worst}"]
+    lines += [f"  worst: {listed(summary.worst)}"]
     if (fit := summary.fit) is not None:
-        constants = ", ".join(f"{symbol} {value:+.1f}" for symbol, value in fit.constants.items())
         lines += [
             "",
             f"One constant per element removed: MAE {fit.mae:.1f}; "
             f"{fit.mae_left_out:.1f} for {fit.n_left_out} molecules left out of their fit",
-            f"  constants: {constants}",
+            f"  constants: {listed(fit.constants)}",
+            f"  worst: {listed(fit.worst)}",
         ]
     if (zero_point := summary.zero_point) is not None:
         saddles = ", ".join(summary.saddle_points) or "none"
@@ -246,7 +255,9 @@ def draw_png(outcomes: Sequence[Outcome], method: str, path: Path) -> None:
 
 def draw_html(outcomes: Sequence[Outcome], method: str, path: Path) -> None:
     from bokeh.embed import file_html
-    from bokeh.models import ColumnDataSource, HoverTool, Slope
+    from bokeh.models.annotations import Slope
+    from bokeh.models.sources import ColumnDataSource
+    from bokeh.models.tools import HoverTool
     from bokeh.plotting import figure
     from bokeh.resources import INLINE
 
@@ -262,8 +273,14 @@ def draw_html(outcomes: Sequence[Outcome], method: str, path: Path) -> None:
                 "error": [row.error for _, row in points],
             }
         )
-        style = {"size": 7, "color": CLASSES[kind], "legend_label": kind}
-        plot.scatter("measured", "calculated", source=source, **style)
+        plot.scatter(
+            x="measured",
+            y="calculated",
+            source=source,
+            size=7,
+            color=CLASSES[kind],
+            legend_label=kind,
+        )
     tips = [(label, f"@{label}{{0.0}}") for label in ("measured", "calculated", "error")]
     plot.add_tools(HoverTool(tooltips=[("molecule", "@name"), *tips]))
     if plot.legend:

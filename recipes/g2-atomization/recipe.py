@@ -200,7 +200,12 @@ def main(
         name: atomization.submit(relaxed[name], [atoms[symbol] for symbol in symbols_of(name)])
         for name in names
     }
-    futures = [*atoms.values(), *relaxed.values(), *shaken.values(), *rows.values()]
+    futures: list[xd.Future[Any]] = [
+        *atoms.values(),
+        *relaxed.values(),
+        *shaken.values(),
+        *rows.values(),
+    ]
     for _ in xd.as_completed(futures, progress=True):
         pass  # what became of each is looked at below, in the order of the set
     outcomes = [outcome_of(name, relaxed[name], rows[name], shaken[name]) for name in names]
@@ -211,10 +216,17 @@ def main(
     return results
 
 
-def outcome_of(name: str, relaxed: Any, row: Any, vibration: Any) -> Outcome:
+def outcome_of(
+    name: str,
+    relaxed: xd.Future[Relaxed],
+    row: xd.Future[Atomization],
+    vibration: xd.Future[Vibrations],
+) -> Outcome:
     """Gather the futures of one molecule; of a chain of failures the root is the reason."""
+    steps: dict[str, xd.Future[Any]]
     steps = {"relaxation": relaxed, "atomization": row, "vibrations": vibration}
-    values, reasons = {}, []
+    values: dict[str, Any] = {}
+    reasons: list[str] = []
     for step, future in steps.items():
         error = future.exception()
         values[step] = future.result() if error is None else None
@@ -228,7 +240,7 @@ def outcome_of(name: str, relaxed: Any, row: Any, vibration: Any) -> Outcome:
     )
 
 
-def atom_of(symbol: str, future: Any) -> FreeAtom:
+def atom_of(symbol: str, future: xd.Future[float]) -> FreeAtom:
     """Gather the future of one free atom."""
     error = future.exception()
     if error is not None:

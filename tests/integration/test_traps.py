@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import signal
 import time
@@ -191,6 +192,20 @@ def fibonacci(n: int) -> int:
 def test_nested_tasks_do_not_deadlock_on_one_core() -> None:
     with xd.Executor(nodes=[xd.NodeShape.declare(cores=1)]) as executor:
         assert executor.submit(fibonacci, 5).result(60) == 5
+        check_books(executor)
+
+
+def wait_as_the_standard_library_does(depth: int) -> int:
+    if depth == 0:
+        return 1
+    parts = [xd.task(wait_as_the_standard_library_does).submit(depth - 1) for _ in range(2)]
+    concurrent.futures.wait(parts)
+    return sum(part.result() for part in concurrent.futures.as_completed(parts))
+
+
+def test_waiting_with_the_standard_library_in_a_task_does_not_deadlock() -> None:
+    with xd.Executor(nodes=[xd.NodeShape.declare(cores=1)]) as executor:
+        assert executor.submit(wait_as_the_standard_library_does, 2).result(60) == 4
         check_books(executor)
 
 

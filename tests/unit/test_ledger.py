@@ -92,10 +92,10 @@ def test_cores_are_near_the_gpu_where_that_is_known() -> None:
 
 def test_among_untouched_gpus_one_with_free_cores_near_it_is_chosen() -> None:
     books = Books(NUMA)
-    books.must_take(4)  # the cores near B
-    books.must_take(3)  # three of those near A
-    books.release(books.must_take(1))
-    assert books.must_take(1, gpus=1).gpus == (("A", 1000),)
+    near_b, near_a = books.must_take(4), books.must_take(4)
+    assert near_a.cores == (4, 5, 6, 7)
+    books.release(near_b)
+    assert books.must_take(1, gpus=1).gpus == (("B", 1000),)
 
 
 def test_a_share_of_a_gpu_goes_where_least_is_left_that_suffices() -> None:

@@ -1,0 +1,106 @@
+"""What the scheduler plugin knows about one task, and how it reads that from Dask's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Scheduler
+from distributed.scheduler import TaskState
+
+from exadask.core.ledger import NodeId, Share, ShareId
+from exadask.resources import Resources
+
+REQUEST, SHARE = "exadask", "exadask_share"
+"""Annotations: what a task asks for, written by the client; what it got, written by the plugin."""
+
+_UNTAGGED: dict[str, Any] = {"cores": 1, "gpu_units": 0, "memory_bytes": None, "time_s": None}
+
+
+@dataclass(slots=True)
+class TaskRecord:
+    """One task in the plugin's books.
+
+    Attributes
+    ----------
+    request : Resources
+        What it asks for; plain Dask work counts as one core.
+    name : str
+        What to call it in messages.
+    client : str or None
+        The client that submitted it through exadask.
+    warm_key : str or None
+        What a node should be warm for.
+    allowed : frozenset of NodeId or None
+        The only nodes where it may run.
+    share : Share or None
+        What it holds while it is placed.
+    has_ended : bool
+        Whether the node has said that the attempt is over.
+    charge : ShareId or None
+        What is booked for it where Dask placed it by itself.
+    node : str or None
+        Address of the node where it runs or last ran.
+    attempts : int
+        How many times it was placed.
+    lost_on : list of str
+        Nodes that died in a row while it was there.
+    """
+
+    request: Resources
+    name: str
+    client: str | None
+    warm_key: str | None
+    allowed: frozenset[NodeId] | None
+    share: Share | None = None
+    has_ended: bool = False
+    charge: ShareId | None = None
+    node: str | None = None
+    attempts: int = 0
+    lost_on: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, ts: TaskState, allowed: frozenset[NodeId] | None) -> TaskRecord:
+        """Read what the client wrote about a task."""
+        wish = (ts.annotations or {}).get(REQUEST)
+        asked = wish if wish is not None else _UNTAGGED
+        return cls(
+            request=Resources(**{name: asked[name] for name in _UNTAGGED}),
+            name=wish["name"] if wish else str(ts.key),
+            client=wish["client"] if wish else None,
+            warm_key=wish["warm_key"] if wish else None,
+            allowed=allowed,
+        )
+
+
+def allowed_nodes(
+    ts: TaskState, scheduler: Scheduler, nodes: Mapping[str, NodeId]
+) -> frozenset[NodeId] | None:
+    """Respect what a Dask user has written in ``workers=``."""
+    if ts.loose_restrictions or not (ts.worker_restrictions or ts.host_restrictions):
+        return None
+    addresses = set(ts.worker_restrictions or ())
+    for host in ts.host_restrictions or ():
+        addresses |= scheduler.host_info.get(host, {}).get("addresses", set())
+    return frozenset(nodes[one] for one in addresses if one in nodes)
+
+
+def local_bytes(ts: TaskState, nodes: Mapping[str, NodeId]) -> dict[NodeId, int]:
+    """Count the bytes of a task's inputs on each node [bytes]."""
+    found: dict[NodeId, int] = {}
+    for dependency in ts.dependencies:
+        for worker in dependency.who_has or ():
+            node = nodes.get(worker.address)
+            if node is not None:
+                found[node] = found.get(node, 0) + dependency.get_nbytes()
+    return found
+
+
+def share_on_wire(share: Share) -> dict[str, Any]:
+    """Write a share as plain data, for a message to its node."""
+    return {
+        "share": int(share.share_id),
+        "cores": list(share.cores),
+        "gpus": [list(pair) for pair in share.gpus],
+    }
