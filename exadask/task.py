@@ -285,9 +285,9 @@ def _merged_request(base: Resources, options: Mapping[str, Any]) -> Resources:
 
 def _checked_count(name: str, *, least: int | None) -> Callable[[object], int]:
     def check(value: object) -> int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            if least is None or value >= least:
-                return value
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        if isinstance(value, int) and is_count and (least is None or value >= least):
+            return value
         wanted = "a whole number" + ("" if least is None else f", at least {least}")
         raise InvalidRequest(f"{name}={value!r} is not valid.", f"Give {wanted}.")
 

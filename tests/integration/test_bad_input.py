@@ -429,6 +429,30 @@ def test_wrong_call_is_refused_at_once_with_advice(world: World, case: Case) -> 
     assert [word for word in case.words if word not in message] == [], message
 
 
+@pytest.mark.xfail(reason="raw OverflowError and TypeError")
+@pytest.mark.parametrize(
+    ("name", "value", "error"),
+    [
+        ("memory", 10**400, InvalidQuantity),
+        ("time", 10**400, InvalidQuantity),
+        ("cores", 10**400, (InvalidQuantity, ImpossibleRequest)),
+        ("env", (1, 2), InvalidRequest),
+    ],
+    ids=["memory", "time", "cores", "env"],
+)
+def test_absurd_option_is_refused_like_any_other(
+    world: World, name: str, value: object, error: type[Exception] | tuple[type[Exception], ...]
+) -> None:
+    with pytest.raises(error, match=name):
+        world.ex.options(**{name: value}).submit(abs, -1)
+
+
+@pytest.mark.xfail(reason="written with :g, which keeps six digits")
+def test_impossible_request_gives_the_number_that_was_asked_for(world: World) -> None:
+    with pytest.raises(ImpossibleRequest, match="1234567 cores"):
+        world.ex.options(cores=1234567).submit(abs, -1)
+
+
 def test_error_of_a_dependency_has_the_root_as_its_cause(world: World) -> None:
     future = world.ex.submit(abs, world.ex.submit(fail))
     with pytest.raises(DependencyFailed) as caught:

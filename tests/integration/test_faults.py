@@ -92,7 +92,7 @@ def notes(tmp_path: Path) -> Path:
 
 def allocate(log: Path, step_bytes: int, most_bytes: int) -> None:
     """Take memory step by step; write down when how much was taken."""
-    blocks = []
+    blocks: list[bytes] = []
     with log.open("a", buffering=1) as file:
         while len(blocks) * step_bytes < most_bytes:
             blocks.append(b"x" * step_bytes)

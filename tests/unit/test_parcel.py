@@ -90,7 +90,7 @@ def test_small_parcel_has_no_shared_memory() -> None:
 
 
 def test_large_buffer_lies_in_shared_memory() -> None:
-    parcel = packed(np.arange(1000))
+    parcel = packed(np.arange(1000), segment_bytes=1000)
     assert not parcel.is_small
     assert [one.nbytes for one in parcel.segments] == [8000]
     assert isinstance(parcel.head, bytes)

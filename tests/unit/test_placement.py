@@ -470,6 +470,30 @@ def test_a_narrow_task_starts_under_a_stream_of_wide_ones() -> None:
     assert cluster.now == pytest.approx(11.0)
 
 
+def test_a_class_is_overtaken_by_older_tasks_that_rank_behind_it() -> None:
+    cluster = Cluster(4)
+    cluster.submit("a", 3)
+    cluster.dispatch()
+    cluster.submit("older", 1)
+    cluster.submit("wide", 4)
+    assert cluster.dispatch() == ["older@0"]
+    assert cluster.core.next_deadline() == 10.0
+
+
+def test_a_class_is_overtaken_by_an_urgent_one_that_ranks_behind_it() -> None:
+    cluster = Cluster(4)
+    cluster.submit("a", 4)
+    cluster.dispatch()
+    cluster.submit("narrow", 1)
+    cluster.submit("w0", 4)
+    cluster.release("a")
+    assert cluster.dispatch() == ["w0@0"]
+    cluster.submit("w1", 4)
+    cluster.release("w0")
+    assert cluster.dispatch(after_s=10.0) == ["narrow@0"]
+    assert cluster.core.next_deadline() == 20.0
+
+
 def test_a_deadline_is_told_and_a_reservation_keeps_others_out() -> None:
     cluster = Cluster(4)
     cluster.submit("a", 2)

@@ -1,0 +1,190 @@
+"""Families of real processes are found, measured and ended, whatever they do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from exadask.runtime.limits import (
+    MARK,
+    descendants_of,
+    end_family,
+    exact_memory_of,
+    family_of,
+    marked,
+    memory_of,
+)
+from exadask.testing.waiting import eventually
+
+pytestmark = [
+    pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc"),
+    pytest.mark.timeout(30),
+]
+
+MIB = 2**20
+Start = Callable[[str], subprocess.Popen[bytes]]
+
+DAEMON = "(setsid sh -c 'echo $$ > pid; exec sleep 600' &) ; exec sleep 600"
+STUBBORN = "trap '' TERM; echo $$ > pid; while :; do sleep 1; done"
+
+
+@pytest.fixture
+def mark() -> str:
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def start(mark: str, tmp_path: Path) -> Iterator[Start]:
+    """Start shells that bear the mark, in a folder of their own; end all of them at the end."""
+    started = []
+
+    def start_shell(line: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, MARK: mark}
+        started.append(
+            subprocess.Popen(
+                ["/bin/sh", "-c", line], env=environment, cwd=tmp_path, start_new_session=True
+            )
+        )
+        return started[-1]
+
+    yield start_shell
+    for pid in marked(mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for process in started:
+        process.wait()
+
+
+def pid_in(tmp_path: Path) -> int:
+    """Wait for the pid that a shell writes."""
+    file = tmp_path / "pid"
+    eventually(lambda: file.exists() and file.read_text().endswith("\n"))
+    return int(file.read_text())
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def allocating(megabytes: int) -> str:
+    program = f"x = b'x' * {megabytes * MIB}; open('pid', 'w').write('1\\n'); input()"
+    return f'exec {sys.executable} -S -c "{program}" < /dev/zero'
+
+
+def test_descendants_are_found_at_any_depth(start: Start) -> None:
+    process = start("sh -c 'sleep 600 & sleep 600; true' & wait")
+    eventually(lambda: len(descendants_of([process.pid])[process.pid]) == 3)
+    own = descendants_of([os.getpid(), process.pid])
+    assert set(own[process.pid]) < set(own[os.getpid()])
+
+
+def test_process_that_is_unknown_has_no_descendants() -> None:
+    assert descendants_of([2**22 + 1]) == {2**22 + 1: []}
+    assert descendants_of([]) == {}
+
+
+def test_mark_is_found_by_its_prefix_and_nothing_else(start: Start, mark: str) -> None:
+    process = start("exec sleep 600")
+    eventually(lambda: marked(mark) == {process.pid})
+    assert marked(mark[:-4]) == {process.pid}
+    assert marked(f"{mark}.1") == set()
+    assert os.getpid() not in marked(mark)
+
+
+def test_family_has_those_who_left(start: Start, mark: str, tmp_path: Path) -> None:
+    process = start(DAEMON)
+    daemon = pid_in(tmp_path)
+    eventually(lambda: daemon not in descendants_of([process.pid])[process.pid])
+    assert {process.pid, daemon} <= family_of(process.pid, mark)
+
+
+def test_family_is_known_after_its_head_has_died(start: Start, mark: str, tmp_path: Path) -> None:
+    process = start("sh -c 'echo $$ > pid; exec sleep 600' & exit 0")
+    process.wait()
+    assert family_of(process.pid, mark) == {pid_in(tmp_path)}
+
+
+def test_zombie_is_no_member(start: Start, mark: str) -> None:
+    process = start("exit 0")
+    eventually(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
+    assert family_of(process.pid, mark) == set()
+
+
+@pytest.mark.parametrize("grace_s", [0, 5])
+def test_family_is_ended(start: Start, mark: str, tmp_path: Path, grace_s: float) -> None:
+    process = start(DAEMON)
+    daemon = pid_in(tmp_path)
+    start_s = time.monotonic()
+    end_family(process.pid, mark, grace_s=grace_s)
+    assert time.monotonic() - start_s < 3, "those who go by themselves need no grace"
+    assert not is_alive(daemon)
+    assert family_of(process.pid, mark) == set()
+
+
+def test_who_ignores_sigterm_is_killed_after_the_grace(
+    start: Start, mark: str, tmp_path: Path
+) -> None:
+    process = start(STUBBORN)
+    pid_in(tmp_path)
+    start_s = time.monotonic()
+    end_family(process.pid, mark, grace_s=0.3)
+    assert 0.3 <= time.monotonic() - start_s < 5
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_who_obeys_sigterm_may_tidy_up(start: Start, mark: str, tmp_path: Path) -> None:
+    process = start("trap 'touch tidy; exit 0' TERM; echo $$ > pid; while :; do sleep 0.01; done")
+    pid_in(tmp_path)
+    end_family(process.pid, mark, grace_s=10)
+    assert process.wait() == 0
+    assert (tmp_path / "tidy").exists()
+
+
+def test_who_starts_others_for_ever_is_ended(start: Start, mark: str, tmp_path: Path) -> None:
+    process = start("echo $$ > pid; while :; do sleep 600 & sleep 0.02; done")
+    pid_in(tmp_path)
+    end_family(process.pid, mark, grace_s=0)
+    assert family_of(process.pid, mark) == set()
+
+
+def test_ending_who_has_ended_does_nothing(start: Start, mark: str) -> None:
+    process = start("exit 0")
+    process.wait()
+    end_family(process.pid, mark, grace_s=5)
+
+
+def test_memory_is_measured(start: Start, tmp_path: Path) -> None:
+    process = start(allocating(100))
+    pid_in(tmp_path)
+    for measure in (memory_of, exact_memory_of):
+        assert 100 * MIB <= measure([process.pid]) < 140 * MIB
+        assert measure([process.pid, process.pid]) >= 200 * MIB
+
+
+def test_memory_of_nobody_is_nothing() -> None:
+    assert memory_of([]) == exact_memory_of([]) == 0
+    assert memory_of([2**22 + 1]) == exact_memory_of([2**22 + 1]) == 0
+
+
+def test_what_is_shared_is_divided_in_the_exact_measure(start: Start, tmp_path: Path) -> None:
+    program = (
+        f"import os; x = b'x' * {100 * MIB}; pid = os.fork(); "
+        "pid and open('pid', 'w').write(str(pid) + '\\n'); input()"
+    )
+    process = start(f'exec {sys.executable} -S -c "{program}" < /dev/zero')
+    both = [process.pid, pid_in(tmp_path)]
+    assert memory_of(both) >= 200 * MIB
+    assert 100 * MIB <= exact_memory_of(both) < 150 * MIB
