@@ -15,8 +15,9 @@ from exadask.resources import NodeShape, Resources
 from exadask.task import Task, task
 
 if TYPE_CHECKING:
-    from exadask.executor import Executor, as_completed, wait
+    from exadask.executor import Executor
     from exadask.future import Future
+    from exadask.waiting import as_completed, wait
 
 __version__ = "0.1.0"
 
@@ -38,8 +39,8 @@ __all__ = [
 _HOME = {
     "Executor": "exadask.executor",
     "Future": "exadask.future",
-    "as_completed": "exadask.executor",
-    "wait": "exadask.executor",
+    "as_completed": "exadask.waiting",
+    "wait": "exadask.waiting",
 }
 
 

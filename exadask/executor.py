@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import atexit
 import concurrent.futures
-import hashlib
 import itertools
-import os
 import sys
 import threading
-import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -21,13 +18,11 @@ from exadask.errors import (
     ImpossibleRequest,
     InvalidRequest,
     NoActiveExecutor,
-    NotSerializable,
 )
-from exadask.future import Future, lent
+from exadask.future import Future
+from exadask.packing import TaskPacker
 from exadask.resources import NodeShape, largest
-from exadask.runtime.diagnosis import explain_unpicklable
-from exadask.runtime.job import Gateway, Job, Setup, Submission, Surroundings, qualified_name
-from exadask.runtime.parcel import Packer, Parcel
+from exadask.runtime.job import Gateway, Submission
 from exadask.task import Task, TaskOptions
 
 if TYPE_CHECKING:
@@ -142,7 +137,7 @@ class Executor(concurrent.futures.Executor):
         """Run a task; `Task.submit` calls this."""
         self._check_open("submit a task")
         self._check_possible(task)
-        return self._send(task, self._packed_function(task), args, kwargs)
+        return self._send(task, TaskPacker(task, self._segment_bytes), args, kwargs)
 
     def map_task(
         self, task: Task[Any, T], iterables: Sequence[Iterable[Any]], *, progress: bool = False
@@ -152,8 +147,8 @@ class Executor(concurrent.futures.Executor):
         self._check_possible(task)
         if not iterables:
             raise InvalidRequest("map() got nothing to map over.", "Give it at least one iterable.")
-        function = self._packed_function(task)
-        futures = [self._send(task, function, args, {}) for args in zip(*iterables)]  # noqa: B905  # as map does
+        packer = TaskPacker(task, self._segment_bytes)
+        futures = [self._send(task, packer, args, {}) for args in zip(*iterables)]  # noqa: B905  # as map does
         if progress:
             from exadask.monitor.progress import follow
 
@@ -197,47 +192,21 @@ class Executor(concurrent.futures.Executor):
         return itertools.chain.from_iterable(parts)
 
     def _send(
-        self,
-        task: Task[Any, T],
-        function: tuple[Parcel, list[Any]],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
+        self, task: Task[Any, T], packer: TaskPacker, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Future[T]:
-        options = task.options
-        packed, futures = function
-        packer = Packer(_is_future, self._segment_bytes)
-        packer.futures.extend(futures)
-        arguments = _packed_arguments((tuple(args), dict(kwargs)), packer, task.name)
-        key = f"{task.name}-{uuid.uuid4().hex}"
-        job = Job(
-            key=key,
-            name=task.name,
-            function=packed,
-            arguments=arguments,
-            request=options.request,
-            surroundings=_surroundings(),
-            env=options.env,
-            setup=_packed_setup(options),
-            isolation=options.isolation,
-            retry_on=_names_of(options.retry_on),
-        )
+        job, futures = packer.job(args, kwargs)
         submission = Submission(
             job=job,
-            inputs=tuple(self._input_key(one, task.name) for one in packer.futures),
-            priority=options.priority,
-            retries=options.retries,
+            inputs=tuple(self._input_key(one, task.name) for one in futures),
+            priority=task.options.priority,
+            retries=task.options.retries,
         )
-        future: Future[T] = Future(self._gateway, key, task.name, options.request)
+        future: Future[T] = Future(self._gateway, job.key, task.name, task.options.request)
         with self._lock:
             self._check_open("submit a task")
             self._unfinished.add(future)
             self._gateway.submit(submission, future)
         return future
-
-    def _packed_function(self, task: Task[Any, Any]) -> tuple[Parcel, list[Any]]:
-        packer = Packer(_is_future, self._segment_bytes)
-        function = _Underlying(task) if task.is_importable else task.function
-        return _packed(function, packer, "function", task.name), packer.futures
 
     def _input_key(self, future: Any, name: str) -> str:
         if isinstance(future, Future):
@@ -254,7 +223,7 @@ class Executor(concurrent.futures.Executor):
                 f"task {name!r} got the Dask future {future.key!r} of another cluster.",
                 "Pass its result() instead, or make it with Executor.client.",
             )
-        return str(future.key)
+        return future.key  # type: ignore[no-any-return]  # Dask's keys may also be tuples
 
     def _check_open(self, what: str) -> None:
         if self._is_closed:
@@ -389,86 +358,6 @@ def active_executor(name: str) -> Executor:
     return _open[-1]
 
 
-def as_completed(
-    futures: Iterable[Future[T]], *, timeout: float | None = None, progress: bool = False
-) -> Iterator[Future[T]]:
-    """Give futures as they complete.
-
-    Parameters
-    ----------
-    futures : iterable of Future
-        What to wait for.
-    timeout : float, optional
-        How long to wait for all of them [s].
-    progress : bool
-        Whether to show a progress bar.
-
-    Yields
-    ------
-    Future
-        Each once, the first done first.
-
-    Raises
-    ------
-    TimeoutError
-        Not all were done in time.
-    """
-    pending = list(futures)
-    _check_futures(pending, "as_completed")
-    if progress:
-        from exadask.monitor.progress import follow
-
-        follow(pending, "tasks")
-    completed = concurrent.futures.as_completed(pending, timeout)
-    while pending:
-        if any(one.done() for one in pending):
-            future = next(completed)
-        else:
-            with lent(pending[0]._gateway):
-                future = next(completed)
-        pending.remove(future)  # type: ignore[arg-type]  # as_completed gives back what it got
-        yield future  # type: ignore[misc]
-
-
-def wait(
-    futures: Iterable[Future[T]],
-    timeout: float | None = None,
-    return_when: str = concurrent.futures.ALL_COMPLETED,
-) -> concurrent.futures._base.DoneAndNotDoneFutures[T]:
-    """Wait for futures, as `concurrent.futures.wait` does, lending the share of a waiting task.
-
-    Parameters
-    ----------
-    futures : iterable of Future
-        What to wait for.
-    timeout : float, optional
-        How long [s].
-    return_when : str
-        ``"FIRST_COMPLETED"``, ``"FIRST_EXCEPTION"`` or ``"ALL_COMPLETED"``.
-
-    Returns
-    -------
-    (done, not_done)
-        Two sets of futures.
-    """
-    pending = list(futures)
-    _check_futures(pending, "wait")
-    if not pending or all(one.done() for one in pending):
-        return concurrent.futures.wait(pending, timeout, return_when)
-    with lent(pending[0]._gateway):
-        return concurrent.futures.wait(pending, timeout, return_when)
-
-
-class _Underlying:
-    """The function below a task that travels by its name; a slot supplies the setup's state."""
-
-    def __init__(self, task: Task[Any, Any]) -> None:
-        self.task = task
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.task.function(*args, **kwargs)
-
-
 class _Chunk:
     """Several calls in one task."""
 
@@ -497,56 +386,6 @@ def _as_task(fn: Any) -> Task[Any, Any]:
     return Task(fn, _plain)
 
 
-def _is_future(candidate: object) -> bool:
-    if isinstance(candidate, Future):
-        return True
-    kind = type(candidate)
-    return kind.__name__ == "Future" and kind.__module__ == "distributed.client"
-
-
-def _packed(value: Any, packer: Packer, role: str, name: str) -> Parcel:
-    try:
-        return packer.pack(value)
-    except NotSerializable:
-        raise
-    except Exception as error:  # the user's objects decide what pickling raises
-        path, reason = explain_unpicklable(value, f"{role} {name!r}", error)
-        raise NotSerializable(f"the {role} of task {name!r}", path, reason) from error
-
-
-def _packed_arguments(
-    arguments: tuple[tuple[Any, ...], dict[str, Any]], packer: Packer, name: str
-) -> Parcel:
-    try:
-        return packer.pack(arguments)
-    except NotSerializable:
-        raise
-    except Exception as error:  # the user's objects decide what pickling raises
-        args, kwargs = arguments
-        for place, value in [*enumerate(args, start=1), *kwargs.items()]:
-            path, reason = explain_unpicklable(value, f"argument {place}", error)
-            if reason:
-                break
-        raise NotSerializable(f"argument {place} of task {name!r}", path, reason) from error
-
-
-def _packed_setup(options: TaskOptions) -> Setup | None:
-    if options.setup is None:
-        return None
-    parcel = _packed(options.setup, Packer(), "setup function", getattr(options, "name", "") or "")
-    assert isinstance(parcel.head, bytes)
-    return Setup(key=hashlib.blake2b(parcel.head, digest_size=16).hexdigest(), function=parcel)
-
-
-def _names_of(kinds: tuple[type[BaseException], ...] | None) -> tuple[str, ...] | None:
-    return None if kinds is None else tuple(qualified_name(kind) for kind in kinds)
-
-
-def _surroundings() -> Surroundings:
-    cwd = os.getcwd()  # noqa: PTH109  # per task: keep it cheap
-    return Surroundings(cwd=cwd, sys_path=tuple(entry or cwd for entry in sys.path))
-
-
 def _checked_shapes(nodes: Any) -> list[NodeShape]:
     if nodes is None:
         from exadask.runtime.detection import detect_node
@@ -566,15 +405,6 @@ def _checked_shapes(nodes: Any) -> list[NodeShape]:
     if not shapes:
         raise InvalidRequest("nodes is empty.", "Give at least one node.")
     return shapes
-
-
-def _check_futures(candidates: Sequence[Any], what: str) -> None:
-    for one in candidates:
-        if not isinstance(one, Future):
-            raise InvalidRequest(
-                f"{what}() got {one!r}, which is not a future of exadask.",
-                "Give it what submit() or map() returned.",
-            )
 
 
 def _close_at_exit() -> None:

@@ -89,11 +89,14 @@ class Task(Generic[P, T]):
     Made by `task`. Calling it runs the plain function in this process.
     """
 
+    __name__: str
+    __qualname__: str
+
     def __init__(self, function: Callable[..., T], options: TaskOptions) -> None:
         self.function, self.options = function, options
         functools.update_wrapper(self, function)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+    def __call__(self, *args: Any, **kwargs: Any) -> T:
         """Run the function here and now."""
         if self.options.setup is not None:
             return self.function(_local_state(self.options.setup), *args, **kwargs)
@@ -184,7 +187,7 @@ class Task(Generic[P, T]):
     def __reduce__(self) -> Any:
         """Travel by name where the other side can import it, as functions do."""
         if self.is_importable:
-            return self.__qualname__  # type: ignore[attr-defined]  # from update_wrapper
+            return self.__qualname__
         return object.__new__, (type(self),), self.__dict__
 
 

@@ -118,10 +118,10 @@ def render_bytes(n_bytes: int | float) -> str:
     """
     amount = float(n_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(amount) < 1024:
+        if abs(amount) < 1000:
             return f"{amount:.4g} {unit}"
         amount /= 1024
-    return f"{amount:.4g} TiB"
+    return f"{amount:.4g} TiB" if abs(amount) < 1000 else f"{amount:.0f} TiB"
 
 
 def render_seconds(seconds: float) -> str:

@@ -47,7 +47,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; ends the process with 0, 1 (it failed), 2 (wrong use) or 130 (Ctrl-C)."""
+    """Run the command line; end with 0, 1 (it failed), 2 (wrong use) or 130 (Ctrl-C)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     is_debug = "--debug" in arguments
     try:

@@ -42,19 +42,20 @@ def explain_unpicklable(value: object, name: str, error: BaseException) -> tuple
             if id(part) in seen:
                 continue
             seen.add(id(part))
-            refusal = _refusal(part)
-            if refusal is not None:
-                path, blamed, error = path + step, part, refusal
+            refused = refusal(part)
+            if refused is not None:
+                path, blamed, error = path + step, part, refused
                 break
         else:
             break
-    if isinstance(error, RecursionError):
+    if isinstance(error, RecursionError) or "recursion" in str(error):
         return path, "it is nested too deeply to be pickled"
     first_line = str(error).strip().splitlines()[:1] or [type(error).__name__]
     return f"{path} (a {type(blamed).__name__})", f"{type(error).__name__}: {first_line[0]}"
 
 
-def _refusal(part: object) -> BaseException | None:
+def refusal(part: object) -> BaseException | None:
+    """Give what pickling an object raises, or None if it can be pickled."""
     try:
         cloudpickle.dumps(part)
     except Exception as error:  # the user's objects decide what pickling raises
@@ -65,6 +66,7 @@ def _refusal(part: object) -> BaseException | None:
 def _parts(value: Any) -> Iterator[tuple[str, object]]:
     if isinstance(value, dict):
         for key, item in value.items():
+            yield f" -> key {key!r}", key
             yield f"[{key!r}]", item
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):

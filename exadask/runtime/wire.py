@@ -13,6 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from exadask.runtime.segment import Segment
@@ -20,7 +21,6 @@ from exadask.runtime.segment import Segment
 _HEADER = struct.Struct("!QI")
 _FDS_PER_CALL = 250  # the kernel takes at most 253 in one message
 _RECEIVE_BYTES = 2**18
-_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # Linux only
 
 
 class _MessagePickler(pickle.Pickler):
@@ -64,7 +64,12 @@ def send_head(sock: socket.socket, data: bytes, fds: list[int]) -> int:
     sent = 0
     for start in range(0, len(fds), _FDS_PER_CALL):
         sent += socket.send_fds(sock, [data[sent : sent + 1]], fds[start : start + _FDS_PER_CALL])
-    return sent + sock.send(data[sent:])
+    try:
+        return sent + sock.send(data[sent:])
+    except BlockingIOError:
+        if sent == 0:
+            raise
+        return sent  # the descriptors are gone: they must not be sent again
 
 
 def send_blocking(sock: socket.socket, message: object) -> None:
@@ -89,9 +94,11 @@ class Decoder:
             The socket does not block, and has nothing.
         """
         try:
-            data, fds, _, _ = socket.recv_fds(sock, _RECEIVE_BYTES, _FDS_PER_CALL, _CLOSE_ON_EXEC)
+            data, fds, _, _ = socket.recv_fds(sock, _RECEIVE_BYTES, _FDS_PER_CALL)
         except ConnectionResetError:
             return False
+        for fd in fds:
+            os.set_inheritable(fd, False)
         self._fds.extend(fds)
         self._bytes += data
         return bool(data)
@@ -124,8 +131,9 @@ class _MessageUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_segment_from_wire":
-            return self._segment
+            return partial(_received_segment, self._fds)
         return super().find_class(module, name)
 
-    def _segment(self, index: int, nbytes: int) -> Segment:
-        return Segment(self._fds[index], nbytes)
+
+def _received_segment(fds: list[int], index: int, nbytes: int) -> Segment:
+    return Segment(fds[index], nbytes)

@@ -193,7 +193,7 @@ def test_callables_of_every_kind_run(ex: xd.Executor) -> None:
     assert ex.submit(Counter, 9).result(30).plus(1) == 10
     assert double.submit(3).result(30) == 6
     assert Counter(1).as_task(2) == 3
-    assert Counter(1).as_task.submit(2).result(30) == 3  # type: ignore[attr-defined]  # a Task
+    assert Counter(1).as_task.submit(2).result(30) == 3
 
 
 async def sleepless(x: int) -> int:

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -316,7 +317,7 @@ def test_task_that_kills_three_nodes_in_a_row_is_stopped_and_named(tmp_path: Pat
 
 
 def test_asyncio_user_can_await_futures(two_nodes: xd.Executor) -> None:
-    async def main() -> list[int]:
+    async def main() -> Any:
         return await asyncio.gather(
             *(asyncio.wrap_future(two_nodes.submit(abs, -n)) for n in (1, 2))
         )

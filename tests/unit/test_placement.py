@@ -26,7 +26,7 @@ class Cluster:
     def join(
         self, name: str, cores: int = 4, gpus: int = 0, *, ends_at: float | None = None
     ) -> None:
-        shape = NodeShape.declare(cores=cores, gpus=gpus, memory=1000)
+        shape = NodeShape.declare(cores=cores, gpus=gpus, memory=1024)
         self.core.add_node(NodeId(name), shape, ends_at=ends_at)
         self.core.check()
 
@@ -254,7 +254,7 @@ def test_a_suspect_runs_alone() -> None:
     cluster.dispatch()
     cluster.submit("suspect", 1, alone=True)
     assert cluster.dispatch() == ["suspect@1"]
-    cluster.submit("b", 4)
+    cluster.submit("b", 2, allowed=("node-1",))
     cluster.submit("c", 1)
     assert cluster.dispatch() == ["c@0"]
     cluster.release("suspect")
@@ -409,6 +409,19 @@ def test_a_suspect_that_waits_for_others_lets_them_in() -> None:
     assert cluster.dispatch() == ["+suspect@0"]
 
 
+def test_nobody_comes_back_beside_a_suspect() -> None:
+    cluster = Cluster(4)
+    cluster.submit("parent", 1)
+    cluster.dispatch()
+    cluster.lend("parent")
+    cluster.submit("suspect", 1, alone=True)
+    assert cluster.dispatch() == ["suspect@0"]
+    cluster.reclaim("parent")
+    assert cluster.dispatch() == []
+    cluster.release("suspect")
+    assert cluster.dispatch() == ["+parent@0"]
+
+
 def test_charged_work_takes_room_and_is_paid_back() -> None:
     cluster = Cluster(2)
     cluster.submit("a", 2)
@@ -480,15 +493,16 @@ def test_a_class_is_overtaken_by_older_tasks_that_rank_behind_it() -> None:
     assert cluster.core.next_deadline() == 10.0
 
 
-def test_a_class_is_overtaken_by_an_urgent_one_that_ranks_behind_it() -> None:
-    cluster = Cluster(4)
-    cluster.submit("a", 4)
+@pytest.mark.parametrize("node_cores", [4, 1])
+def test_a_class_is_overtaken_by_an_urgent_one_that_ranks_behind_it(node_cores: int) -> None:
+    cluster = Cluster(node_cores)
+    cluster.submit("a", node_cores)
     cluster.dispatch()
     cluster.submit("narrow", 1)
-    cluster.submit("w0", 4)
+    cluster.submit("w0", node_cores, memory=1024, priority=1)
     cluster.release("a")
     assert cluster.dispatch() == ["w0@0"]
-    cluster.submit("w1", 4)
+    cluster.submit("w1", node_cores, memory=1024, priority=1)
     cluster.release("w0")
     assert cluster.dispatch(after_s=10.0) == ["narrow@0"]
     assert cluster.core.next_deadline() == 20.0
@@ -553,6 +567,50 @@ def test_backfill_on_a_reserved_node_must_end_before_the_reservation() -> None:
     for name, time_s in (("long", 41.0), ("endless", None), ("short", 40.0)):
         cluster.submit(name, 1, time_s=time_s, allowed=("node-0",))
     assert cluster.dispatch() == ["short@0"]
+
+
+def test_a_reservation_that_begins_later_than_believed_lets_more_backfill() -> None:
+    cluster = Cluster(8)
+    cluster.submit("a", 2, time_s=50.0)
+    cluster.dispatch()
+    cluster.submit("wide", 8)
+    cluster.submit("over", 1, time_s=1.0)
+    assert cluster.dispatch() == ["over@0"]
+    assert cluster.dispatch(after_s=10.0) == []
+    cluster.submit("longer", 1, time_s=60.0)
+    assert cluster.dispatch() == [], "the reservation begins at t=50"
+    request = Resources(time_s=90.0)
+    cluster.core.charge(TaskId("dask"), NodeId("node-0"), request)
+    assert cluster.dispatch() == ["longer@0"], "it begins at t=100"
+
+
+def test_a_node_that_drains_too_late_for_its_end_is_not_reserved() -> None:
+    cluster = Cluster()
+    cluster.join("node-0", 4, ends_at=60.0)
+    cluster.join("node-1", 4, ends_at=100.0)
+    cluster.submit("a", 2, time_s=50.0, allowed=("node-0",))
+    cluster.submit("b", 3, time_s=55.0, allowed=("node-1",))
+    cluster.dispatch()
+    cluster.submit("wide", 4, time_s=20.0)
+    cluster.submit("over", 1)
+    cluster.dispatch()
+    cluster.dispatch(after_s=10.0)
+    assert cluster.explain("wide") == "waiting: node-1 is reserved for it since 0.0 s"
+
+
+def test_a_reservation_ends_when_lent_memory_gets_in_its_way() -> None:
+    cluster = Cluster(4)
+    cluster.submit("parent", 3, memory=600)
+    cluster.dispatch()
+    cluster.submit("greedy", 4, memory=700)
+    cluster.submit("over", 1, priority=-1)
+    assert cluster.dispatch() == ["over@0"]
+    cluster.release("over")
+    assert cluster.dispatch(after_s=10.0) == []
+    cluster.submit("child", 1)
+    assert cluster.dispatch() == []
+    cluster.lend("parent")
+    assert cluster.dispatch() == ["child@0"]
 
 
 def test_without_known_ends_nothing_backfills_on_a_reserved_node() -> None:
@@ -654,7 +712,7 @@ def test_explain_that_there_is_no_node() -> None:
     assert cluster.explain("a") == "waiting: no node is connected"
     cluster.join("node-0", 4)
     assert cluster.explain("a") == (
-        "waiting: asks for 8 cores, but the largest connected node has 4 cores, 1000 B of memory"
+        "waiting: asks for 8 cores, but the largest connected node has 4 cores, 1 KiB of memory"
     )
     assert cluster.explain("b") == "waiting: may only run on node-7, which is not connected"
     cluster.core.pause_node(NodeId("node-0"))
@@ -673,7 +731,7 @@ def test_explain_what_is_short() -> None:
         "waiting: needs 2 GPUs; the nodes have at most 1 free of 4 (node-0)"
     )
     assert cluster.explain("memory") == (
-        "waiting: needs 200 B of memory; the nodes have at most 100 B free of 1000 B (node-0)"
+        "waiting: needs 200 B of memory; the nodes have at most 124 B free of 1 KiB (node-0)"
     )
     assert cluster.explain("cores") == (
         "waiting: needs 4 cores; the nodes have at most 3 free of 4 (node-0)"

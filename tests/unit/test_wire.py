@@ -156,7 +156,6 @@ def test_no_descriptor_stays_open(pair: Pair) -> None:
     assert n_open() == before
 
 
-@pytest.mark.xfail(reason="the unpickler's memo holds a bound method of it: a cycle")
 def test_received_segment_goes_with_its_last_user(pair: Pair) -> None:
     send_blocking(pair[0], segment(b"gone at once"))
     (found,) = receive(pair[1], 1)
@@ -184,7 +183,6 @@ def test_descriptors_of_an_unfinished_frame_are_closed(pair: Pair) -> None:
     assert n_open() == before
 
 
-@pytest.mark.xfail(reason="socket.recv_fds (Python 3.11) ignores its flags")
 def test_received_descriptors_are_not_inherited(pair: Pair) -> None:
     send_blocking(pair[0], segment(b"mine"))
     (found,) = receive(pair[1], 1)
@@ -206,7 +204,6 @@ def fill(sock: socket.socket) -> int:
     return n_filler
 
 
-@pytest.mark.xfail(reason="sends the descriptors, then raises: who tries again sends them twice")
 def test_send_that_does_not_fit_has_sent_nothing() -> None:
     data, fds = encode([one := segment(b"memory"), b"x" * 100])
     for n_taken in range(1, 40):

@@ -1,0 +1,60 @@
+"""Every error survives pickling and says what it knows."""
+
+from __future__ import annotations
+
+import pickle
+
+import cloudpickle
+import pytest
+
+from exadask import errors
+from exadask.runtime.parcel import Packer
+
+_EXAMPLES: list[errors.ExadaskError] = [
+    errors.ExadaskError("something"),
+    errors.ClusterLost("relax", "connection closed"),
+    errors.CommandFailed("xtb mol.xyz", 127, "/tmp/there", "not found"),
+    errors.DependencyFailed("report", ("energy", "relax"), "ValueError: no such molecule"),
+    errors.ExecutorClosed("submit a task"),
+    errors.ImpossibleRequest("train", "9 GPUs", "4 cores, 1 GPU"),
+    errors.InvalidQuantity("memory", "12 parsecs", "an amount"),
+    errors.InvalidRequest("unknown option 'core'.", "Did you mean 'cores'?"),
+    errors.InvalidTransition("share 7", "release", "held, released"),
+    errors.MemoryExceeded("relax", 2**30, 2**31, "node-3"),
+    errors.NoActiveExecutor("relax"),
+    errors.NodeLost("relax", ("node-1", "node-2")),
+    errors.NotSerializable("the function", "closure variable 'lock'", "cannot pickle"),
+    errors.RecipeError("no recipe 'g3'.", "Did you mean 'g2'?"),
+    errors.RemoteError("relax", "mod.Strange", "odd", "Traceback ..."),
+    errors.TaskCrashed("relax", "SIGSEGV", None, "Fatal", "node-3"),
+    errors.TimeExceeded("relax", 60.0, "node-3"),
+]
+
+
+def test_every_error_has_an_example() -> None:
+    assert {type(one).__name__ for one in _EXAMPLES} == set(errors.__all__)
+
+
+@pytest.mark.parametrize("error", _EXAMPLES, ids=lambda one: type(one).__name__)
+def test_error_survives_pickling(error: errors.ExadaskError) -> None:
+    for rebuilt in (
+        pickle.loads(pickle.dumps(error)),
+        pickle.loads(cloudpickle.dumps(error)),
+        Packer().pack(error).load(),
+    ):
+        assert type(rebuilt) is type(error)
+        assert rebuilt.args == error.args
+        assert str(rebuilt) == str(error)
+
+
+@pytest.mark.parametrize("error", _EXAMPLES, ids=lambda one: type(one).__name__)
+def test_message_holds_the_names(error: errors.ExadaskError) -> None:
+    for value in error.args:
+        if isinstance(value, str) and " " not in value:
+            assert value in str(error)
+
+
+def test_crash_says_how() -> None:
+    assert "SIGSEGV" in str(errors.TaskCrashed("f", "SIGSEGV", None, "", "n"))
+    assert "exit code 3" in str(errors.TaskCrashed("f", None, 3, "", "n"))
+    assert "memory=" in str(errors.TaskCrashed("f", "SIGKILL", None, "", "n"))
