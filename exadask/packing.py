@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from exadask.errors import NotSerializable
+from exadask.errors import InvalidRequest, NotSerializable
 from exadask.future import Future
 from exadask.runtime.diagnosis import explain_unpicklable, refusal
 from exadask.runtime.job import Job, Setup, Surroundings, qualified_name
@@ -96,7 +96,7 @@ def _packed(value: Any, packer: Packer, role: str, name: str) -> Parcel:
     except NotSerializable:
         raise
     except Exception as error:  # the user's objects decide what pickling raises
-        path, reason = explain_unpicklable(value, f"{role} {name!r}", error)
+        path, reason = explain_unpicklable(value, f"{role} {name!r}", error, _pack)
         raise NotSerializable(f"the {role} of task {name!r}", path, reason) from error
 
 
@@ -110,15 +110,19 @@ def _packed_arguments(
     except Exception as error:  # the user's objects decide what pickling raises
         args, kwargs = arguments
         places = [*enumerate(args, start=1), *kwargs.items()]
-        blamed = next((one for one in places if refusal(one[1]) is not None), places[0])
-        path, reason = explain_unpicklable(blamed[1], f"argument {blamed[0]}", error)
+        blamed = next((one for one in places if refusal(one[1], _pack) is not None), places[0])
+        path, reason = explain_unpicklable(blamed[1], f"argument {blamed[0]}", error, _pack)
         raise NotSerializable(f"argument {blamed[0]} of task {name!r}", path, reason) from error
+
+
+def _pack(value: object) -> Parcel:
+    return Packer(_is_future).pack(value)
 
 
 def _packed_setup(task: Task[Any, Any]) -> Setup | None:
     if task.options.setup is None:
         return None
-    parcel = _packed(task.options.setup, Packer(), "setup of", task.name)
+    parcel = _packed(task.options.setup, Packer(), "setup function of task", task.name)
     head = parcel.head if isinstance(parcel.head, bytes) else bytes(parcel.head.view())
     return Setup(key=hashlib.blake2b(head, digest_size=16).hexdigest(), function=parcel)
 
@@ -128,5 +132,11 @@ def _names_of(kinds: tuple[type[BaseException], ...] | None) -> tuple[str, ...] 
 
 
 def _surroundings() -> Surroundings:
-    cwd = os.getcwd()  # noqa: PTH109  # per task: keep it cheap
+    try:
+        cwd = os.getcwd()  # noqa: PTH109  # per task: keep it cheap
+    except FileNotFoundError as error:
+        raise InvalidRequest(
+            "the current directory has been deleted, so tasks cannot start in it.",
+            "Change to another one: os.chdir(...).",
+        ) from error
     return Surroundings(cwd=cwd, sys_path=tuple(entry or cwd for entry in sys.path))

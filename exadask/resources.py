@@ -12,6 +12,8 @@ from exadask.units import parse_bytes, parse_seconds, render_bytes, render_secon
 GPU_UNIT = 1000
 """Shares of one GPU that the books can tell apart: ``gpus=0.25`` is 250 of them."""
 
+_MAX_COUNT = 2**31
+
 GpuVendor = Literal["none", "nvidia", "amd", "intel"]
 
 
@@ -226,10 +228,12 @@ def largest(shapes: Sequence[NodeShape]) -> NodeShape:
 
 
 def _whole(value: object, name: str, *, least: int) -> int:
-    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not is_whole or int(value) < least:  # type: ignore[call-overload]  # narrowed by is_whole
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not isinstance(value, (int, float)) or not is_number or not least <= value < _MAX_COUNT:
         raise InvalidQuantity(name, value, f"a whole number, at least {least}")
-    return int(value)  # type: ignore[call-overload,no-any-return]  # narrowed by is_whole
+    if value != int(value):
+        raise InvalidQuantity(name, value, f"a whole number, at least {least}")
+    return int(value)
 
 
 def _gpu_units(gpus: object) -> int:
@@ -243,4 +247,5 @@ def _gpu_units(gpus: object) -> int:
 
 
 def _count(number: float, noun: str) -> str:
-    return f"{number:g} {noun}" if number <= 1 else f"{number:g} {noun}s"
+    shown = f"{number:d}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun}" if number <= 1 else f"{shown} {noun}s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -311,8 +312,6 @@ def _checked_retry_on(value: object) -> tuple[type[BaseException], ...] | None:
 
 
 def _checked_env(value: object) -> tuple[tuple[str, str], ...]:
-    if isinstance(value, tuple):
-        value = dict(value)
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"env={value!r} is not valid.", "Give a dict of names and texts.")
     for name, text in value.items():
@@ -320,11 +319,19 @@ def _checked_env(value: object) -> tuple[tuple[str, str], ...]:
             raise InvalidRequest(
                 f"env has the name {name!r}.", "Names are texts without '=' and not empty."
             )
-        if not isinstance(text, str) or "\0" in text:
+        if not isinstance(text, str) or "\0" in text or not _is_encodable(name + text):
             raise InvalidRequest(
-                f"env[{name!r}]={text!r} is not valid.", f"Give a text: {str(text)!r}."
+                f"env[{name!r}]={text!r} is not valid.", f"Give a text: {str(text)!a}."
             )
     return tuple(sorted(value.items()))
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _checked_setup(value: object) -> Callable[[], Any] | None:

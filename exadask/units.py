@@ -146,9 +146,13 @@ def render_seconds(seconds: float) -> str:
 
 
 def _number(value: object, name: str, wanted: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not isinstance(value, (int, float)) or not is_number or value != value:
         raise InvalidQuantity(name, value, wanted)
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _seconds_from_text(text: str) -> float | None:

@@ -32,6 +32,7 @@ from exadask.runtime.wire import Decoder, send_blocking
 
 _RUNTIME_FOLDER = str(Path(__file__).parent)
 _OOM_SCORE = "600"
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _TIDY_FROM_BYTES = 2**27
 
 
@@ -91,7 +92,7 @@ class Runner:
         self._states: dict[str, Any] = {}
         self._cores: tuple[int, ...] | None = None
         self._n_cores = 0
-        self._sys_path: tuple[str, ...] = ()
+        self._streams = _Streams()
 
     def run(self, order: Run) -> Done:
         """Run one job."""
@@ -112,8 +113,8 @@ class Runner:
     def _settle(self, order: Run) -> None:
         """Make this process what the job asked for: its cores, its modules, its directory."""
         surroundings = order.job.surroundings
-        if surroundings.sys_path != self._sys_path:
-            self._sys_path = surroundings.sys_path
+        self._streams.restore()
+        if surroundings.sys_path != tuple(sys.path):
             sys.path[:] = surroundings.sys_path
         os.chdir(surroundings.cwd)
         if order.n_cores != self._n_cores:
@@ -145,6 +146,34 @@ class Runner:
         if job.setup.key not in self._states:
             self._states[job.setup.key] = job.setup.function.load()()
         return self._states[job.setup.key]
+
+
+class _Streams:
+    """Standard output and error, put back after a task that closed or replaced them."""
+
+    def __init__(self) -> None:
+        self._copies = {fd: os.dup(fd) for fd in (1, 2)}
+        self._originals = (sys.stdout, sys.stderr)
+
+    def restore(self) -> None:
+        for fd, copy in self._copies.items():
+            if not _is_open(fd):
+                os.dup2(copy, fd)
+        stdout, stderr = self._originals
+        if stdout.closed or stderr.closed:
+            stdout, stderr = (
+                os.fdopen(fd, "w", buffering=1, encoding="utf-8", closefd=False) for fd in (1, 2)
+            )
+            self._originals = (stdout, stderr)
+        sys.stdout, sys.stderr = stdout, stderr
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def pack_result(value: object, job: Job) -> Parcel | Failure:
@@ -244,12 +273,20 @@ def _status_bytes(field: bytes) -> int | None:
 
 
 def _has_children() -> bool:
-    """Whether processes that the task started are still there (or were never waited for)."""
+    """Whether processes that the task started still live; those that have ended are reaped."""
     try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
     except ChildProcessError:
         return False
     return True
+
+
+def _adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that none gets lost."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux only
+    if prctl is not None:
+        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def main(fd: int) -> None:
@@ -258,6 +295,7 @@ def main(fd: int) -> None:
     link = Link(socket.socket(fileno=fd))
     with contextlib.suppress(OSError):  # the kernel shall rather end a task than an agent
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+    _adopt_orphans()
     runner = Runner()
     while (order := link.next_order()) is not None:
         link.n_waits = 0

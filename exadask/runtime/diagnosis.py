@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cloudpickle
@@ -11,7 +11,12 @@ import cloudpickle
 _MAX_DEPTH = 8
 
 
-def explain_unpicklable(value: object, name: str, error: BaseException) -> tuple[str, str]:
+def explain_unpicklable(
+    value: object,
+    name: str,
+    error: BaseException,
+    pack: Callable[[object], object] = cloudpickle.dumps,
+) -> tuple[str, str]:
     """Find the innermost part of an object that pickling refuses.
 
     Parameters
@@ -22,6 +27,8 @@ def explain_unpicklable(value: object, name: str, error: BaseException) -> tuple
         What to call it, for example ``"argument 2"``.
     error : BaseException
         What pickling it raised.
+    pack : callable
+        How it is pickled.
 
     Returns
     -------
@@ -42,7 +49,7 @@ def explain_unpicklable(value: object, name: str, error: BaseException) -> tuple
             if id(part) in seen:
                 continue
             seen.add(id(part))
-            refused = refusal(part)
+            refused = refusal(part, pack)
             if refused is not None:
                 path, blamed, error = path + step, part, refused
                 break
@@ -54,10 +61,10 @@ def explain_unpicklable(value: object, name: str, error: BaseException) -> tuple
     return f"{path} (a {type(blamed).__name__})", f"{type(error).__name__}: {first_line[0]}"
 
 
-def refusal(part: object) -> BaseException | None:
+def refusal(part: object, pack: Callable[[object], object]) -> BaseException | None:
     """Give what pickling an object raises, or None if it can be pickled."""
     try:
-        cloudpickle.dumps(part)
+        pack(part)
     except Exception as error:  # the user's objects decide what pickling raises
         return error
     return None

@@ -100,14 +100,15 @@ def end_family(pid: int, mark: str, *, grace_s: float) -> None:
     grace_s : float
         Time between the signals [s]; 0 sends SIGKILL at once.
     """
+    members = family_of(pid, mark)
     if grace_s > 0:
-        members = family_of(pid, mark)
         _signal(members, signal.SIGTERM)
         deadline = time.monotonic() + grace_s
-        while time.monotonic() < deadline and any(_is_alive(member) for member in members):
+        while time.monotonic() < deadline and any(map(_is_alive, members)):
             time.sleep(_POLL_S)
     for _ in range(_KILL_ATTEMPTS):  # they may start others while we look
-        members = family_of(pid, mark)
+        # a large process that is ending has lost its mark and its parent before its memory
+        members = {one for one in members if _is_alive(one)} | family_of(pid, mark)
         if not members:
             return
         _signal(members, signal.SIGKILL)

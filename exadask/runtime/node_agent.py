@@ -20,6 +20,7 @@ from exadask.resources import NodeShape
 from exadask.runtime import binding, guardian
 from exadask.runtime.admission import Admission, Grant
 from exadask.runtime.attempt import Attempt, Cancelled
+from exadask.runtime.child import failure_of
 from exadask.runtime.job import Failure, Job, Report, Run, Stream, TaskFailed
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.nested import NestedService
@@ -127,10 +128,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             await self._admission.enter(grant)
             if attempt.is_cancelled:
                 raise Cancelled
-            if job.isolation == "thread":
-                outcome = await run_in_thread(self._threads, job, inputs, attempt)
-            else:
-                outcome = await self._in_slot(attempt, inputs, grant)
+            outcome = await self._outcome(attempt, inputs, grant)
             if attempt.is_cancelled:
                 raise Cancelled
             return outcome
@@ -140,6 +138,15 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             if self._attempts.get(job.key) is attempt:
                 del self._attempts[job.key]
             self._report(attempt, share, outcome)
+
+    async def _outcome(self, attempt: Attempt, inputs: tuple[object, ...], grant: Grant) -> object:
+        try:
+            if attempt.job.isolation == "thread":
+                return await run_in_thread(self._threads, attempt.job, inputs, attempt)
+            return await self._in_slot(attempt, inputs, grant)
+        except Exception as error:  # what goes wrong in the agent is this task's failure alone
+            logger.debug("task %s could not be run", attempt.job.name, exc_info=True)
+            return failure_of(error, attempt.job)
 
     async def _in_slot(
         self, attempt: Attempt, inputs: tuple[object, ...], grant: Grant

@@ -199,7 +199,8 @@ class Slot:
 
     def _start(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
             process = subprocess.Popen(
                 [*_PYTHON, _PROGRAM, _PACKAGE_ROOT, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
@@ -209,6 +210,7 @@ class Slot:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
+            undo.pop_all()
         ours.setblocking(False)
         return process, ours
 

@@ -31,7 +31,7 @@ def compare(peer: type[peers.Peer], rounds: int, count: int) -> measure.Pairs:
     """Measure exadask and a peer in turns; returns the rates of both, pair by pair [1/s]."""
     with peers.session(peers.Exadask) as ours, peers.session(peer) as theirs:
         for warming in (ours, theirs):
-            warming.run(rate, 100)
+            warming.run(rate, min(count, 100))
         return measure.interleaved(
             lambda: ours.run(rate, count), lambda: theirs.run(rate, count), rounds
         )

@@ -145,7 +145,7 @@ DECORATORS = [
     Case("task on a number", lambda _: task(4), InvalidRequest, ("got 4", "@task(cores=2)")),
     Case("task() on a number", lambda _: task(cores=2)(4), InvalidRequest, ("on 4",)),
     Case("task with a text", lambda _: task("cores=2"), InvalidRequest, ("'cores=2'", "by name")),
-    Case("task: bad option", lambda _: task(cores=0), InvalidQuantity, ("cores=0", WHOLE)),
+    Case("task: bad option", lambda _: task(cores=0), InvalidQuantity, ("cores=0",)),
     Case(
         "with_options: bad option",
         lambda _: task(add).with_options(memory="lots"),
@@ -203,12 +203,6 @@ SUBMITTING = [
         lambda world: world.ex.map(abs, [1], chunksize=0),
         ValueError,
         ("chunksize=0", ">= 1"),
-    ),
-    Case(
-        "chunksize=-2",
-        lambda world: world.ex.map(abs, [1], chunksize=-2),
-        ValueError,
-        ("chunksize=-2", ">= 1"),
     ),
     *(
         Case(
@@ -326,6 +320,20 @@ EXECUTORS = [
         InvalidRequest,
         ("'reserve_afterr_s'", "'reserve_after_s'"),
     ),
+    *(
+        Case(
+            f"{name}={value!r}",
+            lambda _, name=name, value=value: new_executor(nodes=[SHAPE], **{name: value}),  # type: ignore[misc]  # bound in this loop
+            InvalidRequest,
+            ("The settings cannot be used", f"{name}={value!r}", words),
+        )
+        for name, value, words in [
+            ("kill_grace_s", "soon", SECONDS),
+            ("poll_interval_s", 0, POSITIVE_SECONDS),
+            ("segment_bytes", 0, POSITIVE_BYTES),
+            ("inline_bytes", "few", BYTES),
+        ]
+    ),
     Case("declare(cores=0)", lambda _: declare(cores=0), InvalidQuantity, ("cores=0", WHOLE)),
     Case("declare(gpus=-1)", lambda _: declare(cores=1, gpus=-1), InvalidQuantity, ("gpus=-1",)),
     Case("declare(gpus=0.5)", lambda _: declare(cores=1, gpus=0.5), InvalidQuantity, ("gpus=0.5",)),
@@ -429,7 +437,6 @@ def test_wrong_call_is_refused_at_once_with_advice(world: World, case: Case) -> 
     assert [word for word in case.words if word not in message] == [], message
 
 
-@pytest.mark.xfail(reason="raw OverflowError and TypeError")
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
@@ -447,7 +454,6 @@ def test_absurd_option_is_refused_like_any_other(
         world.ex.options(**{name: value}).submit(abs, -1)
 
 
-@pytest.mark.xfail(reason="written with :g, which keeps six digits")
 def test_impossible_request_gives_the_number_that_was_asked_for(world: World) -> None:
     with pytest.raises(ImpossibleRequest, match="1234567 cores"):
         world.ex.options(cores=1234567).submit(abs, -1)

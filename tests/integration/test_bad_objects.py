@@ -33,7 +33,6 @@ class Refused(NamedTuple):
     name: str
     call: tuple[Any, ...]
     words: tuple[str, ...]
-    bug: str = ""
 
 
 def deep_list(depth: int = 50_000) -> list[Any]:
@@ -101,17 +100,11 @@ REFUSED = [
         "the second argument",
         (max, 1, [LOCK]),
         ("argument 2[0] (a lock)",),
-        bug="_packed_arguments stops at the first argument, whatever it is",
     ),
 ]
 
 
-def marked(one: Refused) -> Any:
-    marks = [pytest.mark.xfail(reason=one.bug, raises=AssertionError)] if one.bug else []
-    return pytest.param(one, id=one.name, marks=marks)
-
-
-@pytest.mark.parametrize("one", [marked(one) for one in REFUSED])
+@pytest.mark.parametrize("one", REFUSED, ids=lambda one: one.name)
 def test_what_cannot_travel_is_named_with_its_place(ex: xd.Executor, one: Refused) -> None:
     with pytest.raises(NotSerializable) as caught:
         ex.submit(*one.call)
@@ -131,7 +124,6 @@ def test_open_things_cannot_travel(ex: xd.Executor, tmp_path: Path) -> None:
     database.close()
 
 
-@pytest.mark.xfail(reason="cloudpickle raises PicklingError, not RecursionError")
 def test_deeply_nested_argument_is_named_as_such(ex: xd.Executor) -> None:
     nested = deep_list()
     try:
@@ -141,7 +133,6 @@ def test_deeply_nested_argument_is_named_as_such(ex: xd.Executor) -> None:
         shallow_again(nested)
 
 
-@pytest.mark.xfail(reason="the diagnosis takes the future, which travels, for the culprit")
 def test_future_beside_a_lock_is_not_blamed(ex: xd.Executor) -> None:
     future = ex.submit(abs, -1)
     with pytest.raises(NotSerializable) as caught:
@@ -149,7 +140,6 @@ def test_future_beside_a_lock_is_not_blamed(ex: xd.Executor) -> None:
     assert "argument 1[1] (a lock)" in str(caught.value)
 
 
-@pytest.mark.xfail(reason="_packed_setup knows only the name option, not the function's")
 def test_setup_that_cannot_travel_names_its_task(ex: xd.Executor) -> None:
     with pytest.raises(NotSerializable, match=r"setup function of task 'id'.* 'value'"):
         ex.options(setup=closure_over(LOCK)).submit(id)
@@ -350,7 +340,6 @@ def test_environment_that_no_process_can_have(ex: xd.Executor) -> None:
     assert ex.submit(abs, -2).result(30) == 2
 
 
-@pytest.mark.xfail(reason="an agent that cannot start a slot is taken for an input that failed")
 @pytest.mark.parametrize("value", ["\ud800", "x" * 3_000_000], ids=["surrogate", "3 MB"])
 def test_process_that_cannot_be_started_is_not_blamed_on_an_input(
     ex: xd.Executor, value: str
@@ -381,7 +370,6 @@ def test_task_may_change_its_working_directory(ex: xd.Executor) -> None:
     assert in_one_slot(ex, change, os.getcwd).result() == str(Path.cwd())
 
 
-@pytest.mark.xfail(reason="the module path is compared with the last job's, not with what it is")
 def test_task_may_change_its_module_path(ex: xd.Executor) -> None:
     def change() -> None:
         sys.path.insert(0, "/leak")
@@ -408,7 +396,6 @@ def close_descriptor() -> None:
     os.close(1)
 
 
-@pytest.mark.xfail(reason="nothing restores sys.stdout in a slot that is used again")
 @pytest.mark.parametrize("misdeed", [hide_stdout, close_stdout, close_descriptor])
 def test_next_task_has_its_stdout(ex: xd.Executor, misdeed: Callable[[], None]) -> None:
     options = ex.options(env={"MISDEED": misdeed.__name__})
@@ -436,7 +423,6 @@ def test_function_that_deletes_its_working_directory(
     assert ex.submit(os.getcwd).result(30) == str(tmp_path)
 
 
-@pytest.mark.xfail(reason="os.getcwd() raises without a word on what to do")
 def test_submit_from_a_deleted_directory_says_so(
     ex: xd.Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

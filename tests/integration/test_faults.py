@@ -307,17 +307,14 @@ def leave_nameless_daemon(notes: Path) -> str:
     return "done"
 
 
-ORPHANS = "a process whose parent has ended is no child of the slot: nobody looks for it"
-
-
 @pytest.mark.usefixtures("neighbours")
 @pytest.mark.parametrize(
     "function",
     [
         leave_child,
-        pytest.param(leave_orphan, marks=pytest.mark.xfail(reason=ORPHANS)),
-        pytest.param(leave_daemon, marks=pytest.mark.xfail(reason=ORPHANS)),
-        pytest.param(leave_nameless_daemon, marks=pytest.mark.xfail(reason=ORPHANS)),
+        leave_orphan,
+        leave_daemon,
+        leave_nameless_daemon,
     ],
 )
 def test_process_that_is_left_behind_is_ended(

@@ -72,14 +72,18 @@ def test_thread_counts_follow_the_cores_in_a_warm_process(ex: xd.Executor) -> No
         assert ex.options(cores=cores).submit(blas_threads).result(30) <= {cores}
 
 
-def test_gpus_are_visible_to_the_task_that_has_them_and_to_no_other(ex: xd.Executor) -> None:
-    with_gpu = ex.options(gpus=1).submit(surroundings).result(30)
-    without = ex.submit(surroundings).result(30)
-    assert with_gpu["pid"] != without["pid"]
-    shape = next(iter(ex.nodes.values()))
-    if shape.gpu_vendor == "nvidia":
-        assert with_gpu["environment"]["CUDA_VISIBLE_DEVICES"] == "0"
-        assert without["environment"]["CUDA_VISIBLE_DEVICES"] in ("", "-1")
+def test_gpus_are_visible_to_the_task_that_has_them_and_to_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EXADASK_GPUS", "2")
+    with xd.Executor() as executor:
+        with_gpus = executor.options(gpus=2).submit(surroundings).result(30)
+        half = executor.options(gpus=0.5).submit(surroundings).result(30)
+        without = executor.submit(surroundings).result(30)
+    assert with_gpus["environment"]["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert half["environment"]["CUDA_VISIBLE_DEVICES"] == "0"
+    assert without["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+    assert len({found["pid"] for found in (with_gpus, half, without)}) == 3
 
 
 def test_two_halves_of_a_gpu_run_together(ex: xd.Executor, tmp_path: Path) -> None:

@@ -160,6 +160,18 @@ def test_who_starts_others_for_ever_is_ended(start: Start, mark: str, tmp_path: 
     assert family_of(process.pid, mark) == set()
 
 
+def test_large_process_is_really_gone(start: Start, mark: str, tmp_path: Path) -> None:
+    """The kernel takes a while to free its memory; meanwhile it shows neither mark nor parent."""
+    program = (
+        f"import os; x = b'x' * {400 * MIB}; "
+        "open('pid', 'w').write(str(os.getpid()) + '\\n'); input()"
+    )
+    process = start(f'{sys.executable} -S -c "{program}" < /dev/zero; true')
+    large = pid_in(tmp_path)
+    end_family(process.pid, mark, grace_s=0)
+    assert not is_alive(large)
+
+
 def test_ending_who_has_ended_does_nothing(start: Start, mark: str) -> None:
     process = start("exit 0")
     process.wait()
