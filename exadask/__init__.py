@@ -9,14 +9,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from exadask import errors
-from exadask.command import CommandResult, command
-from exadask.resources import NodeShape, Resources
-from exadask.task import Task, task
-
 if TYPE_CHECKING:
+    from exadask import errors
+    from exadask.commands import CommandResult, command
     from exadask.executor import Executor
     from exadask.future import Future
+    from exadask.resources import NodeShape, Resources
+    from exadask.tasks import Task, task
     from exadask.waiting import as_completed, wait
 
 __version__ = "0.1.0"
@@ -37,15 +36,23 @@ __all__ = [
 ]
 
 _HOME = {
+    "CommandResult": "exadask.commands",
     "Executor": "exadask.executor",
     "Future": "exadask.future",
+    "NodeShape": "exadask.resources",
+    "Resources": "exadask.resources",
+    "Task": "exadask.tasks",
     "as_completed": "exadask.waiting",
+    "command": "exadask.commands",
+    "task": "exadask.tasks",
     "wait": "exadask.waiting",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import what is used when it is used: ``import exadask`` itself must be fast."""
+    if name == "errors":
+        return importlib.import_module("exadask.errors")
     if name not in _HOME:
         raise AttributeError(f"module 'exadask' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -23,7 +23,7 @@ from exadask.future import Future
 from exadask.packing import TaskPacker
 from exadask.resources import NodeShape, largest
 from exadask.runtime.job import Gateway, Submission
-from exadask.task import Task, TaskOptions
+from exadask.tasks import Task, TaskOptions
 
 if TYPE_CHECKING:
     from distributed import Client

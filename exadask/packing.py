@@ -14,7 +14,7 @@ from exadask.future import Future
 from exadask.runtime.diagnosis import explain_unpicklable, refusal
 from exadask.runtime.job import Job, Setup, Surroundings, qualified_name
 from exadask.runtime.parcel import Packer, Parcel
-from exadask.task import Task
+from exadask.tasks import Task
 
 
 class TaskPacker:

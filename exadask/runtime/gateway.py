@@ -278,14 +278,16 @@ class DaskGateway:
         if isinstance(error, TaskFailed) and error.key == key:
             return error
         if isinstance(error, TaskFailed):
-            root, text = error.key, error.failure.summary
+            chain, text = self._chain(key, error.key, error.name), error.failure.summary
         else:
-            root, text = None, f"{type(error).__name__}: {error}"
-        failed = DependencyFailed(entry.name, self._chain(key, root), text)
+            chain, text = self._chain(key), f"{type(error).__name__}: {error}"
+        failed = DependencyFailed(entry.name, chain, text)
         failed.__cause__ = error
         return failed
 
-    def _chain(self, key: str, root: str | None) -> tuple[str, ...]:
+    def _chain(
+        self, key: str, root: str | None = None, root_name: str = "an input"
+    ) -> tuple[str, ...]:
         """Name the tasks from the inputs of one to the root of its failure."""
         path: list[str] = []
         while key != root and key in self._entries:
@@ -293,8 +295,9 @@ class DaskGateway:
             if not leading:
                 break
             key = leading[0]
-            path.append(self._entries[key].name if key in self._entries else key)
-        return tuple(path) or (root or "an input",)
+            if key != root:
+                path.append(self._entries[key].name if key in self._entries else "an input")
+        return (*path, root_name)
 
     def _leads_to(self, key: str, root: str | None) -> bool:
         if key == root:

@@ -22,14 +22,14 @@ def _output(name: str, *options: str) -> str:
 @pytest.mark.parametrize(
     ("name", "column", "rows"),
     [
-        ("latency", "exadask / peer", ["dask", "processes"]),
-        ("throughput", "exadask / peer", ["dask", "processes"]),
-        ("startup", "until", ["dask", "processes", "bare Python"]),
+        ("latency", "exadask / peer", ["dask"]),
+        ("throughput", "exadask / peer", ["processes"]),
+        ("startup", "until", ["dask", "bare Python"]),
         ("packing", "exadask / offline", ["1, 2 and 4 cores", "3 and 1 in turns", "2 of 4"]),
     ],
 )
 def test_prints_a_table(name: str, column: str, rows: list[str]) -> None:
-    lines = _output(name, "--peers", "dask,processes").splitlines()
+    lines = _output(name, "--peers", ",".join({*rows} & {"dask", "processes"})).splitlines()
     assert column in lines[3]
     for row in rows:
         assert any(line.startswith(row) for line in lines[5:]), row

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exadask.errors import CommandFailed, InvalidRequest
-from exadask.task import Task, TaskOptions
+from exadask.tasks import Task, TaskOptions
 
 if TYPE_CHECKING:
     from exadask.future import Future
