@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 AGENT = "exadask-agent"
 _INLINE_OUTPUT_BYTES = 4096
-_WARM_FROM_START = 2
+_WARM_FROM_START = 4
 _NOT_BEGUN = ("waiting", "ready", "constrained", "fetch", "flight", "missing", "cancelled")
 _serial = itertools.count()
 
