@@ -68,6 +68,7 @@ class Executor(concurrent.futures.Executor):
         shapes = _checked_shapes(nodes)
         from exadask.runtime.cluster import EmbeddedCluster
 
+        _send_main_by_value()
         self._cluster: EmbeddedCluster | None = EmbeddedCluster(shapes, resolved)
         self._adopt(self._cluster.gateway, resolved.segment_bytes)
         _open.append(self)
@@ -405,6 +406,15 @@ def _checked_shapes(nodes: Any) -> list[NodeShape]:
     if not shapes:
         raise InvalidRequest("nodes is empty.", "Give at least one node.")
     return shapes
+
+
+def _send_main_by_value() -> None:
+    """Treat the main module of a process that `multiprocessing` spawned like any other main."""
+    main = sys.modules.get("__mp_main__")
+    if main is not None:
+        import cloudpickle
+
+        cloudpickle.register_pickle_by_value(main)
 
 
 def _close_at_exit() -> None:

@@ -101,13 +101,10 @@ def allocate(log: Path, step_bytes: int, most_bytes: int) -> None:
         time.sleep(60)
 
 
-def crossed_at_s(log: Path, limit_bytes: int) -> float:
-    """Find when the limit was crossed."""
-    for line in log.read_text().splitlines():
-        time_s, taken = line.split()
-        if int(taken) > limit_bytes:
-            return float(time_s)
-    raise AssertionError(f"{log} never crossed {limit_bytes} bytes")
+def times_over_s(log: Path, limit_bytes: int) -> list[float]:
+    """Find when the task took more although it was over the limit: the crossing comes first."""
+    steps = [line.split() for line in log.read_text().splitlines()]
+    return [float(time_s) for time_s, taken in steps if int(taken) > limit_bytes]
 
 
 @pytest.mark.usefixtures("neighbours")
@@ -121,7 +118,9 @@ def test_task_over_its_memory_is_ended_within_a_second(node: xd.Executor, tmp_pa
     assert limit < error.peak < 2048 * MIB
     assert error.node == "node-0"
     assert "memory='" in str(error)
-    assert ended_s - crossed_at_s(log, limit) < 1.0
+    over_s = times_over_s(log, limit)
+    assert over_s[-1] - over_s[0] < 1.0, "it went on for too long"
+    assert ended_s - over_s[0] < 5.0, "the news took too long, even on a busy machine"
     assert future.usage is not None
     assert future.usage.peak_bytes >= error.peak
 
