@@ -99,6 +99,8 @@ def command(
     """
     if not isinstance(template, str) or not template.strip():
         raise InvalidRequest(f"command() got {template!r}.", "Give the command as a text.")
+    if directory is not None and not isinstance(directory, (str, os.PathLike)):
+        raise InvalidRequest(f"directory={directory!r} is not valid.", "Give a path.")
     shell = _Shell(
         template, _fields(template), check, None if directory is None else str(directory)
     )
@@ -222,14 +224,16 @@ class _ByMapping:
 
 def _fields(template: str) -> tuple[str, ...]:
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
+        names = [str(name) for _, name, _, _ in fields]
+        nested = {str(name) for _, name, form, _ in fields if form}
     except ValueError as error:
         raise InvalidRequest(
             f"command {template!r} has a brace without its partner ({error}).",
             "Write {{ and }} for braces of the shell's own.",
         ) from error
     for name in names:
-        if not name.isidentifier():
+        if not name.isidentifier() or name in nested:
             raise InvalidRequest(
                 f"command {template!r} has the field {{{name}}}, which is not a name.",
                 "Write {{ and }} for braces of the shell's own.",

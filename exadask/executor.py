@@ -18,6 +18,7 @@ from exadask.errors import (
     ImpossibleRequest,
     InvalidRequest,
     NoActiveExecutor,
+    NotSerializable,
 )
 from exadask.future import Future
 from exadask.packing import TaskPacker
@@ -184,8 +185,8 @@ class Executor(concurrent.futures.Executor):
         ValueError
             ``chunksize`` is less than one.
         """
-        if chunksize < 1:
-            raise ValueError(f"chunksize={chunksize} is not valid: give a whole number >= 1.")
+        if not isinstance(chunksize, int) or chunksize < 1:
+            raise ValueError(f"chunksize={chunksize!r} is not valid: give a whole number >= 1.")
         if chunksize == 1:
             return super().map(fn, *iterables, timeout=timeout)
         chunks = _chunks(zip(*iterables), chunksize)  # noqa: B905  # as map does
@@ -305,6 +306,13 @@ class Executor(concurrent.futures.Executor):
             self.shutdown()
         return None
 
+    def __reduce__(self) -> Any:
+        raise NotSerializable(
+            "an executor",
+            "an object that is pickled",
+            "a task finds the cluster that it runs in by itself: call .submit() in it",
+        )
+
     def __repr__(self) -> str:
         if self._is_closed:
             return "<Executor: closed>"
@@ -394,7 +402,8 @@ def _checked_shapes(nodes: Any) -> list[NodeShape]:
         return [detect_node()]
     if isinstance(nodes, (str, bytes, NodeShape)) or not isinstance(nodes, Iterable):
         raise InvalidRequest(
-            f"nodes={nodes!r} is not valid.", "Give a list: nodes=[NodeShape.declare(cores=4)]."
+            f"nodes={nodes if isinstance(nodes, NodeShape) else repr(nodes)} is not valid.",
+            "Give a list: nodes=[NodeShape.declare(cores=4)].",
         )
     shapes = list(nodes)
     for shape in shapes:
@@ -418,9 +427,13 @@ def _send_main_by_value() -> None:
 
 
 def _close_at_exit() -> None:
-    """Finish what was submitted before the interpreter goes, as the standard library does."""
+    """Finish what was submitted before the interpreter goes, as the standard library does.
+
+    `atexit` comes too late: thread pools, Dask's among them, take no more work by then.
+    """
     if not getattr(_close_all, "is_registered", False):
-        atexit.register(_close_all)
+        register = getattr(threading, "_register_atexit", atexit.register)
+        register(_close_all)
         _close_all.is_registered = True  # type: ignore[attr-defined]  # once is enough
 
 

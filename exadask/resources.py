@@ -228,6 +228,8 @@ def largest(shapes: Sequence[NodeShape]) -> NodeShape:
 
 
 def _whole(value: object, name: str, *, least: int) -> int:
+    if not isinstance(value, (bool, int, float)) and hasattr(value, "__index__"):
+        value = value.__index__()  # an integer of NumPy's
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not isinstance(value, (int, float)) or not is_number or not least <= value < _MAX_COUNT:
         raise InvalidQuantity(name, value, f"a whole number, at least {least}")

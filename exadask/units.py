@@ -146,6 +146,8 @@ def render_seconds(seconds: float) -> str:
 
 
 def _number(value: object, name: str, wanted: str) -> float:
+    if not isinstance(value, (bool, int, float)) and hasattr(value, "__index__"):
+        value = value.__index__()  # an integer of NumPy's
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not isinstance(value, (int, float)) or not is_number or value != value:
         raise InvalidQuantity(name, value, wanted)

@@ -157,7 +157,7 @@ class _Streams:
 
     def restore(self) -> None:
         for fd, copy in self._copies.items():
-            if not _is_open(fd):
+            if not _is_same_file(fd, copy):
                 os.dup2(copy, fd)
         stdout, stderr = self._originals
         if stdout.closed or stderr.closed:
@@ -168,12 +168,11 @@ class _Streams:
         sys.stdout, sys.stderr = stdout, stderr
 
 
-def _is_open(fd: int) -> bool:
+def _is_same_file(fd: int, other: int) -> bool:
     try:
-        os.fstat(fd)
-    except OSError:
+        return os.path.sameopenfile(fd, other)
+    except OSError:  # closed
         return False
-    return True
 
 
 def pack_result(value: object, job: Job) -> Parcel | Failure:
@@ -273,10 +272,9 @@ def _status_bytes(field: bytes) -> int | None:
 
 
 def _has_children() -> bool:
-    """Whether processes that the task started still live; those that have ended are reaped."""
+    """Whether processes that the task started are still there, or nobody has waited for them."""
     try:
-        while os.waitpid(-1, os.WNOHANG) != (0, 0):
-            pass
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return False
     return True

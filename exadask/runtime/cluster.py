@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from exadask.runtime.scheduler_plugin import HoldThenPlace
 _LOGGERS = ("distributed", "distributed.client")
 _FAILURES = "distributed.worker"
 _MIN_THREADS = 256
+_OPEN_FILES = 2**16
 _SETTINGS = {
     "distributed.scheduler.http.routes": [],
     "distributed.worker.http.routes": [],
@@ -56,6 +58,7 @@ class EmbeddedCluster:
     """
 
     def __init__(self, shapes: Sequence[NodeShape], config: Config) -> None:
+        _allow_many_files()
         self._config = config
         self._scratch = tempfile.mkdtemp(prefix=f"exadask-{os.getpid()}-")
         self._serial = itertools.count()
@@ -163,6 +166,14 @@ class EmbeddedCluster:
         for worker in self._workers.values():
             await worker.close(nanny=False, executor_wait=False)
         await self._scheduler.close()
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit of open files: every large result in memory is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager

@@ -280,14 +280,22 @@ class DaskGateway:
         if isinstance(error, TaskFailed):
             chain, text = self._chain(key, error.key, error.name), error.failure.summary
         else:
-            chain, text = self._chain(key), f"{type(error).__name__}: {error}"
+            chain, text = (self._failed_input(key),), f"{type(error).__name__}: {error}"
         failed = DependencyFailed(entry.name, chain, text)
         failed.__cause__ = error
         return failed
 
-    def _chain(
-        self, key: str, root: str | None = None, root_name: str = "an input"
-    ) -> tuple[str, ...]:
+    def _name(self, key: str) -> str:
+        return self._entries[key].name if key in self._entries else str(key)
+
+    def _failed_input(self, key: str) -> str:
+        """Name the input that failed, where it was no task of ours."""
+        inputs = self._entries[key].inputs
+        states = ((one, self.client.futures.get(one)) for one in inputs)
+        failed = [one for one, state in states if state is not None and state.status == "error"]
+        return self._name([*failed, *inputs, key][0])
+
+    def _chain(self, key: str, root: str, root_name: str) -> tuple[str, ...]:
         """Name the tasks from the inputs of one to the root of its failure."""
         path: list[str] = []
         while key != root and key in self._entries:
@@ -296,10 +304,10 @@ class DaskGateway:
                 break
             key = leading[0]
             if key != root:
-                path.append(self._entries[key].name if key in self._entries else "an input")
+                path.append(self._name(key))
         return (*path, root_name)
 
-    def _leads_to(self, key: str, root: str | None) -> bool:
+    def _leads_to(self, key: str, root: str) -> bool:
         if key == root:
             return True
         entry = self._entries.get(key)

@@ -161,13 +161,12 @@ class Slot:
         data, fds = encode(message)
         async with self._send_lock:
             with contextlib.suppress(OSError):
-                try:
-                    sent = send_head(self._socket, data, fds)
-                except BlockingIOError:
-                    sent = 0
-                    if fds:
+                sent = 0
+                while fds or sent == 0:
+                    try:
+                        sent += send_head(self._socket, data[sent:], fds)
+                    except BlockingIOError:
                         await self._writable()
-                        sent = send_head(self._socket, data, fds)
                 if sent < len(data):
                     await self._loop.sock_sendall(self._socket, memoryview(data)[sent:])
 
@@ -341,4 +340,5 @@ def _is_company(pid: int) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return _HARMLESS_CHILD.encode() not in command
+    has_ended = not command  # a zombie: whoever started it may still ask how it ended
+    return not has_ended and _HARMLESS_CHILD.encode() not in command

@@ -54,22 +54,25 @@ def encode(message: object) -> tuple[bytes, list[int]]:
 def send_head(sock: socket.socket, data: bytes, fds: list[int]) -> int:
     """Send what fits in one go, descriptors first; return the number of bytes sent.
 
+    Descriptors that were sent are removed from the list: they must not be sent again.
+
     Raises
     ------
     BlockingIOError
-        The socket does not block, and its buffer is full.
+        The socket does not block, and its buffer is full: nothing was sent.
     OSError
         The other side is gone.
     """
     sent = 0
-    for start in range(0, len(fds), _FDS_PER_CALL):
-        sent += socket.send_fds(sock, [data[sent : sent + 1]], fds[start : start + _FDS_PER_CALL])
     try:
+        while fds:
+            sent += socket.send_fds(sock, [data[sent : sent + 1]], fds[:_FDS_PER_CALL])
+            del fds[:_FDS_PER_CALL]
         return sent + sock.send(data[sent:])
     except BlockingIOError:
         if sent == 0:
             raise
-        return sent  # the descriptors are gone: they must not be sent again
+        return sent
 
 
 def send_blocking(sock: socket.socket, message: object) -> None:
