@@ -312,7 +312,7 @@ EXECUTORS = [
         "nodes=shape",
         lambda _: new_executor(nodes=SHAPE),
         InvalidRequest,
-        ("NodeShape(", "Give a list"),
+        ("4 cores", "Give a list"),
     ),
     Case(
         "an unknown setting",
