@@ -23,7 +23,6 @@ from distributed import Client, Future
 
 from exadask.errors import ClusterLost, DependencyFailed
 from exadask.resources import NodeShape
-from exadask.runtime.background import Background
 from exadask.runtime.job import Observer, Report, Stream, Submission, TaskFailed
 from exadask.runtime.node_agent import run_task
 from exadask.runtime.parcel import Parcel
@@ -81,7 +80,6 @@ class DaskGateway:
         self._is_flush_due = False
         self._last_flush_s = 0.0
         self._is_closed = False
-        self._background = Background()
         self.shapes: Sequence[NodeShape] = ()
         handlers = client._stream_handlers
         handlers["exadask-placed"] = self._on_placed
@@ -219,11 +217,7 @@ class DaskGateway:
         if entry is None:
             return
         self._flush()
-        if entry.future is not None:
-            self._background.start(self._release_by_force(entry.future))
-
-    async def _release_by_force(self, future: Future) -> None:
-        await self.client.cancel([future], asynchronous=True, force=True)
+        self.client._send_to_scheduler({"op": "exadask-cancel", "key": key})
 
     def _forget(self, key: str) -> None:
         entry = self._entries.get(key)

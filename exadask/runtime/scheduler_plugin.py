@@ -59,6 +59,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self._addresses: dict[NodeId, str] = {}
         self._nodes: dict[str, NodeId] = {}
         self._held: set[str] = set()
+        self._cancelled_early: set[str] = set()
         self._placing: set[str] = set()
         self._is_dispatch_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -69,6 +70,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self._loop = asyncio.get_running_loop()
         scheduler.stream_handlers |= {
             "exadask-node": self._on_node,
+            "exadask-cancel": self._on_cancel,
             "exadask-report": self._on_report,
             "exadask-ended": self._on_ended,
             "exadask-lend": self._on_lend,
@@ -89,8 +91,38 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     # -- tasks ------------------------------------------------------------------------------
 
-    def update_graph(self, scheduler: Scheduler, *, tasks: list[str], **_: object) -> None:
+    def _on_cancel(self, key: str, client: str) -> None:
+        """Cancel a task; its graph may still be on the way, since Dask unpacks it elsewhere."""
+        if key not in self._scheduler.tasks:
+            self._cancelled_early.add(key)
+            return
+        keys = self._with_dependents(key)
+        wanting = {
+            cs.client_key for one in keys for cs in self._scheduler.tasks[one].who_wants or ()
+        }
+        self._scheduler.report({"op": "cancelled-keys", "keys": list(keys)})
+        for name in wanting:
+            self._scheduler.client_releases_keys(
+                keys=list(keys), client=name, stimulus_id=f"exadask-cancel-{time.time()}"
+            )
+
+    def _with_dependents(self, key: str) -> dict[str, None]:
+        """Name a task and all that need its result: they cannot run without it."""
+        found, stack = dict[str, None](), [key]
+        while stack:
+            one = stack.pop()
+            if one not in found:
+                found[one] = None
+                stack.extend(ts.key for ts in self._scheduler.tasks[one].dependents)
+        return found
+
+    def update_graph(
+        self, scheduler: Scheduler, *, tasks: list[str], client: str, **_: object
+    ) -> None:
         """Hold every new task, ours and plain Dask ones alike."""
+        for key in self._cancelled_early.intersection(tasks):
+            self._cancelled_early.discard(key)
+            self._loop.call_soon(self._on_cancel, key, client)
         for key in tasks:
             ts = scheduler.tasks.get(key)
             if ts is None or key in self._records or ts.run_spec is None or ts.actor:

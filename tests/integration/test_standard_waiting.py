@@ -27,7 +27,7 @@ def pool() -> Iterator[xd.Executor]:
 
 
 @pytest.fixture
-def slow(pool: xd.Executor, tmp_path: Path) -> Iterator[xd.Future[bool]]:
+def slow(pool: xd.Executor, tmp_path: Path) -> Iterator[xd.Future[Any]]:
     """A task that runs until the test is over."""
     future = pool.submit(wait_for, tmp_path / "never")
     yield future
@@ -48,7 +48,7 @@ def fail_when(path: Path) -> None:
     raise ValueError("this is an exception")
 
 
-def succeeded(pool: xd.Executor) -> xd.Future[int]:
+def succeeded(pool: xd.Executor) -> xd.Future[Any]:
     future = pool.submit(multiply, 6, 7)
     future.result(30)
     return future
@@ -60,7 +60,7 @@ def failed(pool: xd.Executor) -> xd.Future[Any]:
     return future
 
 
-def cancelled(pool: xd.Executor, tmp_path: Path) -> xd.Future[bool]:
+def cancelled(pool: xd.Executor, tmp_path: Path) -> xd.Future[Any]:
     future = pool.submit(wait_for, tmp_path / "never")
     assert future.cancel()
     return future
@@ -75,49 +75,54 @@ def test_20369(pool: xd.Executor) -> None:
     assert (done, not_done) == ({future}, set())
 
 
-def test_first_completed(pool: xd.Executor, slow: xd.Future[bool]) -> None:
+def test_first_completed(pool: xd.Executor, slow: xd.Future[Any]) -> None:
     quick = pool.submit(multiply, 21, 2)
     done, not_done = futures.wait([slow, quick], return_when=futures.FIRST_COMPLETED)
     assert (done, not_done) == ({quick}, {slow})
 
 
 def test_first_completed_some_already_completed(
-    pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path
+    pool: xd.Executor, slow: xd.Future[Any], tmp_path: Path
 ) -> None:
-    before = [cancelled(pool, tmp_path), succeeded(pool)]
+    before: list[xd.Future[Any]] = [cancelled(pool, tmp_path), succeeded(pool)]
     done, pending = futures.wait([*before, slow], return_when=futures.FIRST_COMPLETED)
     assert (done, pending) == (set(before), {slow})
 
 
-def test_first_exception(pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path) -> None:
+def test_first_exception(pool: xd.Executor, slow: xd.Future[Any], tmp_path: Path) -> None:
     go = tmp_path / "go"
     first, second = pool.submit(multiply, 2, 21), pool.submit(fail_when, go)
     first.add_done_callback(lambda _: go.touch())
-    finished, pending = futures.wait([first, second, slow], return_when=futures.FIRST_EXCEPTION)
+    these: list[xd.Future[Any]] = [first, second, slow]
+    finished, pending = futures.wait(these, return_when=futures.FIRST_EXCEPTION)
     assert (finished, pending) == ({first, second}, {slow})
 
 
 def test_first_exception_some_already_complete(
-    pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path
+    pool: xd.Executor, slow: xd.Future[Any], tmp_path: Path
 ) -> None:
     failing, before = pool.submit(divmod, 21, 0), [succeeded(pool), cancelled(pool, tmp_path)]
     finished, pending = futures.wait([*before, failing, slow], return_when=futures.FIRST_EXCEPTION)
     assert (finished, pending) == ({*before, failing}, {slow})
 
 
-def test_first_exception_one_already_failed(pool: xd.Executor, slow: xd.Future[bool]) -> None:
+def test_first_exception_one_already_failed(pool: xd.Executor, slow: xd.Future[Any]) -> None:
     before = failed(pool)
     finished, pending = futures.wait([before, slow], return_when=futures.FIRST_EXCEPTION)
     assert (finished, pending) == ({before}, {slow})
 
 
 def test_all_completed(pool: xd.Executor, tmp_path: Path) -> None:
-    these = [pool.submit(divmod, 2, 0), pool.submit(multiply, 2, 21), cancelled(pool, tmp_path)]
+    these: list[xd.Future[Any]] = [
+        pool.submit(divmod, 2, 0),
+        pool.submit(multiply, 2, 21),
+        cancelled(pool, tmp_path),
+    ]
     finished, pending = futures.wait(these, return_when=futures.ALL_COMPLETED)
     assert (finished, pending) == (set(these), set())
 
 
-def test_timeout(pool: xd.Executor, slow: xd.Future[bool]) -> None:
+def test_timeout(pool: xd.Executor, slow: xd.Future[Any]) -> None:
     quick = succeeded(pool)
     finished, pending = futures.wait([quick, slow], timeout=0.2)
     assert (finished, pending) == ({quick}, {slow})
@@ -130,7 +135,7 @@ def test_pending_calls_race(pool: xd.Executor) -> None:
 
 
 def test_wait_of_exadask_agrees_with_the_standard_one(
-    pool: xd.Executor, slow: xd.Future[bool]
+    pool: xd.Executor, slow: xd.Future[Any]
 ) -> None:
     quick = pool.submit(multiply, 1, 1)
     done, pending = xd.wait([quick, slow], return_when=futures.FIRST_COMPLETED)
@@ -148,12 +153,14 @@ def test_no_timeout(pool: xd.Executor, tmp_path: Path) -> None:
     assert set(xd.as_completed(these)) == these
 
 
-def test_zero_timeout(pool: xd.Executor, slow: xd.Future[bool]) -> None:
-    before, completed = succeeded(pool), set()
-    with pytest.raises(futures.TimeoutError):
-        for future in futures.as_completed([before, slow], timeout=0):
-            completed.add(future)
-    assert completed == {before}
+def test_future_times_out(pool: xd.Executor, slow: xd.Future[Any]) -> None:
+    before = succeeded(pool)
+    for timeout in (0, 0.01):
+        these: list[xd.Future[Any]] = [before, slow]
+        iterator = futures.as_completed(these, timeout=timeout)
+        assert next(iterator) is before
+        with pytest.raises(futures.TimeoutError):
+            next(iterator)
 
 
 def test_duplicate_futures(pool: xd.Executor) -> None:
@@ -174,7 +181,7 @@ def test_free_reference_yielded_future(pool: xd.Executor) -> None:
 
 
 def test_correct_timeout_exception_msg(
-    pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path
+    pool: xd.Executor, slow: xd.Future[Any], tmp_path: Path
 ) -> None:
     these = [cancelled(pool, tmp_path), slow, succeeded(pool), failed(pool)]
     with pytest.raises(futures.TimeoutError, match=r"1 \(of 4\) futures unfinished"):
@@ -213,7 +220,7 @@ def test_done_callback_with_exception(pool: xd.Executor) -> None:
     assert isinstance(called.with_[0].exception(), ZeroDivisionError)
 
 
-def test_done_callback_with_cancel(slow: xd.Future[bool]) -> None:
+def test_done_callback_with_cancel(slow: xd.Future[Any]) -> None:
     called = Called()
     slow.add_done_callback(called)
     assert slow.cancel()
@@ -258,7 +265,7 @@ def test_done_callback_raises_already_succeeded(
     assert "exception calling callback" in caplog.text
 
 
-def test_repr(pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path) -> None:
+def test_repr(pool: xd.Executor, slow: xd.Future[Any], tmp_path: Path) -> None:
     eventually(slow.running)
     for future, state in (
         (slow, "running on node-0"),
@@ -269,7 +276,7 @@ def test_repr(pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path) -> None:
         assert re.fullmatch(rf"<Future \w+: {state}; 1 core>", repr(future))
 
 
-def test_cancel(pool: xd.Executor, slow: xd.Future[bool]) -> None:
+def test_cancel(pool: xd.Executor, slow: xd.Future[Any]) -> None:
     eventually(slow.running)
     assert slow.cancel()  # the standard library cannot cancel what runs; this is on purpose
     assert slow.cancel()
@@ -278,23 +285,23 @@ def test_cancel(pool: xd.Executor, slow: xd.Future[bool]) -> None:
     assert not failed(pool).cancel()
 
 
-def test_cancelled(pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path) -> None:
+def test_cancelled(pool: xd.Executor, slow: xd.Future[Any], tmp_path: Path) -> None:
     assert cancelled(pool, tmp_path).cancelled()
     assert not any(one.cancelled() for one in (slow, succeeded(pool), failed(pool)))
 
 
-def test_done(pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path) -> None:
+def test_done(pool: xd.Executor, slow: xd.Future[Any], tmp_path: Path) -> None:
     assert all(one.done() for one in (cancelled(pool, tmp_path), succeeded(pool), failed(pool)))
     assert not slow.done()
 
 
-def test_running(pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path) -> None:
+def test_running(pool: xd.Executor, slow: xd.Future[Any], tmp_path: Path) -> None:
     eventually(slow.running)
     ended = (cancelled(pool, tmp_path), succeeded(pool), failed(pool))
     assert not any(one.running() for one in ended)
 
 
-def test_result_with_timeout(pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path) -> None:
+def test_result_with_timeout(pool: xd.Executor, slow: xd.Future[Any], tmp_path: Path) -> None:
     with pytest.raises(futures.TimeoutError):
         slow.result(timeout=0)
     with pytest.raises(futures.CancelledError):
@@ -310,13 +317,13 @@ def test_result_with_success(pool: xd.Executor) -> None:
     assert future.result() == 42
 
 
-def test_result_with_cancel(slow: xd.Future[bool]) -> None:
+def test_result_with_cancel(slow: xd.Future[Any]) -> None:
     threading.Timer(0.2, slow.cancel).start()
     with pytest.raises(futures.CancelledError):
         slow.result(timeout=30)
 
 
-def test_exception_with_timeout(pool: xd.Executor, slow: xd.Future[bool], tmp_path: Path) -> None:
+def test_exception_with_timeout(pool: xd.Executor, slow: xd.Future[Any], tmp_path: Path) -> None:
     with pytest.raises(futures.TimeoutError):
         slow.exception(timeout=0)
     with pytest.raises(futures.CancelledError):

@@ -293,7 +293,7 @@ def test_workers_argument_of_dask_is_respected(two_nodes: xd.Executor) -> None:
 
 
 def test_task_that_kills_three_nodes_in_a_row_is_stopped_and_named(tmp_path: Path) -> None:
-    with xd.Executor(nodes=[FOUR] * 5) as executor:
+    with xd.Executor(nodes=[FOUR] * 7) as executor:  # suspects run alone, one per node
         cluster = executor._cluster
         assert cluster is not None
         go = tmp_path / "go"
@@ -323,3 +323,12 @@ def test_asyncio_user_can_await_futures(two_nodes: xd.Executor) -> None:
         )
 
     assert asyncio.run(main()) == [1, 2]
+
+
+def test_task_cancelled_before_dask_knows_it_never_runs(
+    two_nodes: xd.Executor, tmp_path: Path
+) -> None:
+    for index in range(20):
+        future = two_nodes.submit(wait_for_file, tmp_path / "never", tmp_path / f"{index}")
+        assert future.cancel()
+    assert two_nodes.options(cores=4).submit(abs, -1).result(30) == 1
