@@ -94,7 +94,8 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     def _on_cancel(self, key: str, client: str) -> None:
         """Cancel a task; its graph may still be on the way, since Dask unpacks it elsewhere."""
         if key not in self._scheduler.tasks:
-            self._cancelled_early.add(key)
+            if self._scheduler._active_graph_updates:  # otherwise it is done and forgotten
+                self._cancelled_early.add(key)
             return
         keys = self._with_dependents(key)
         wanting = {
@@ -298,7 +299,12 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     def restart(self, scheduler: Scheduler) -> None:
         """Forget all tasks, as the scheduler has."""
+        for key, record in self._records.items():
+            self.placement.withdraw(TaskId(key))
+            if record.share is not None:
+                self._draining.add(record.share.share_id)
         self._records.clear()
+        self._held.clear()
 
     # -- dispatch ---------------------------------------------------------------------------
 
