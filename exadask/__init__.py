@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from exadask.commands import CommandResult, command
     from exadask.executor import Executor
     from exadask.future import Future
+    from exadask.pool import Pool
     from exadask.resources import NodeShape, Resources
     from exadask.tasks import Task, task
     from exadask.waiting import as_completed, wait
@@ -25,6 +26,7 @@ __all__ = [
     "Executor",
     "Future",
     "NodeShape",
+    "Pool",
     "Resources",
     "Task",
     "__version__",
@@ -40,6 +42,7 @@ _HOME = {
     "Executor": "exadask.executor",
     "Future": "exadask.future",
     "NodeShape": "exadask.resources",
+    "Pool": "exadask.pool",
     "Resources": "exadask.resources",
     "Task": "exadask.tasks",
     "as_completed": "exadask.waiting",

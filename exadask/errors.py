@@ -7,7 +7,9 @@ All of them survive pickling, because they travel between nodes: the positional 
 from __future__ import annotations
 
 __all__ = [
+    "AllocationFailed",
     "ClusterLost",
+    "ClusterUnreachable",
     "CommandFailed",
     "DependencyFailed",
     "ExadaskError",
@@ -20,8 +22,12 @@ __all__ = [
     "NoActiveExecutor",
     "NodeLost",
     "NotSerializable",
+    "QueryFailed",
     "RecipeError",
     "RemoteError",
+    "RunFolderError",
+    "SiteError",
+    "SubmissionRefused",
     "TaskCrashed",
     "TimeExceeded",
 ]
@@ -240,6 +246,77 @@ class ClusterLost(ExadaskError):
             f"task {self.task!r} was lost with the cluster: {self.reason}. "
             "Submit it again with a new Executor."
         )
+
+
+class AllocationFailed(ExadaskError):
+    """A pool was closed, because its allocations cannot be had or do not come to life."""
+
+    def __init__(self, pool: str, reason: str, log_tail: str = "") -> None:
+        super().__init__(pool, reason, log_tail)
+        self.pool, self.reason, self.log_tail = pool, reason, log_tail
+
+    def __str__(self) -> str:
+        tail = f"\nLast lines of the job's log:\n{self.log_tail}" if self.log_tail else ""
+        return (
+            f"pool {self.pool!r} is closed: {self.reason} Correct the pool or the site profile "
+            f"(check: exadask doctor) and start again.{tail}"
+        )
+
+
+class SubmissionRefused(ExadaskError):
+    """The batch system did not take a job."""
+
+    def __init__(self, command: str, answer: str, is_permanent: bool, advice: str = "") -> None:
+        super().__init__(command, answer, is_permanent, advice)
+        self.command, self.answer = command, answer
+        self.is_permanent, self.advice = is_permanent, advice
+
+    def __str__(self) -> str:
+        return f"`{self.command}` was refused: {self.answer} {self.advice}".rstrip()
+
+
+class QueryFailed(ExadaskError):
+    """The batch system did not say how its jobs are; that says nothing about the jobs."""
+
+    def __init__(self, command: str, answer: str) -> None:
+        super().__init__(command, answer)
+        self.command, self.answer = command, answer
+
+    def __str__(self) -> str:
+        return f"`{self.command}` gave no answer: {self.answer}"
+
+
+class ClusterUnreachable(ExadaskError):
+    """A scheduler that should be there does not answer, or does not let us in."""
+
+    def __init__(self, address: str, reason: str, advice: str) -> None:
+        super().__init__(address, reason, advice)
+        self.address, self.reason, self.advice = address, reason, advice
+
+    def __str__(self) -> str:
+        return f"the scheduler at {self.address} cannot be reached: {self.reason}. {self.advice}"
+
+
+class RunFolderError(ExadaskError):
+    """The folder of a run cannot be made, written or read."""
+
+    def __init__(self, folder: str, reason: str, advice: str) -> None:
+        super().__init__(folder, reason, advice)
+        self.folder, self.reason, self.advice = folder, reason, advice
+
+    def __str__(self) -> str:
+        return f"the run folder {self.folder} cannot be used: {self.reason}. {self.advice}"
+
+
+class SiteError(ExadaskError):
+    """A site profile that does not exist, or cannot be used as it is written."""
+
+    def __init__(self, site: str, problem: str, advice: str) -> None:
+        super().__init__(site, problem, advice)
+        self.site, self.problem, self.advice = site, problem, advice
+
+    def __str__(self) -> str:
+        return f"site {self.site!r}: {self.problem} {self.advice}"
 
 
 class CommandFailed(ExadaskError):

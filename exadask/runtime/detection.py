@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from exadask.cpulist import parse_cpulist
 from exadask.errors import InvalidRequest
 from exadask.resources import NodeShape
-from exadask.runtime.cpulist import parse_cpulist
 from exadask.runtime.gpus import Gpus, detect_gpus
 from exadask.units import parse_bytes
 

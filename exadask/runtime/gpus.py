@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from exadask.cpulist import parse_cpulist
 from exadask.errors import InvalidQuantity
 from exadask.resources import GpuVendor
-from exadask.runtime.cpulist import parse_cpulist
 
 _TOOL_TIMEOUT_S = 10
 _VISIBLE = {

@@ -10,24 +10,29 @@ from pathlib import Path
 import exadask
 
 _ROOT = Path(exadask.__file__).parent
-_BASE = {"errors", "units", "resources", "config"}
+_BASE = {"errors", "units", "resources", "config", "cpulist", "pool"}
 _ALLOWED = {
     "core": {"core"} | _BASE,
-    "runtime": {"runtime", "core"} | _BASE,
+    "batch": {"batch"} | _BASE,
+    "sites": {"sites", "batch"} | _BASE,
+    "runtime": {"runtime", "batch", "core"} | _BASE,
     "monitor": {"monitor", "runtime", "core"} | _BASE,
-    "testing": {"testing", "runtime", "core"} | _BASE,
-    "cli": {"cli", "executor", "future", "tasks", "monitor", "runtime", "core"} | _BASE,
+    "testing": {"testing", "runtime", "batch", "core"} | _BASE,
+    "cli": {"cli", "sites", "batch", "executor", "future", "tasks", "monitor", "runtime", "core"}
+    | _BASE,
     "tasks": {"executor", "future", "runtime"} | _BASE,
     "commands": {"executor", "future", "runtime", "tasks"} | _BASE,
-    "executor": {"future", "packing", "tasks", "monitor", "runtime", "core"} | _BASE,
+    "executor": {"future", "packing", "sites", "tasks", "monitor", "runtime", "core"} | _BASE,
     "packing": {"future", "tasks", "runtime"} | _BASE,
     "waiting": {"future", "monitor", "runtime"} | _BASE,
     "future": {"monitor", "runtime", "core"} | _BASE,
     "config": _BASE,
     "resources": _BASE,
+    "pool": _BASE,
+    "cpulist": set[str](),
     "units": {"errors"},
     "errors": set[str](),
-    "__init__": {"commands", "executor", "future", "tasks", "waiting"} | _BASE,
+    "__init__": {"commands", "executor", "future", "pool", "tasks", "waiting"} | _BASE,
 }
 
 

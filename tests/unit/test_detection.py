@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from exadask.cpulist import parse_cpulist
 from exadask.errors import InvalidQuantity, InvalidRequest
-from exadask.runtime.cpulist import parse_cpulist
 from exadask.runtime.detection import detect_node
 from exadask.runtime.gpus import detect_gpus
 

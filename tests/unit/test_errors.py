@@ -12,7 +12,9 @@ from exadask.runtime.parcel import Packer
 
 _EXAMPLES: list[errors.ExadaskError] = [
     errors.ExadaskError("something"),
+    errors.AllocationFailed("gpu", "its job was rejected.", "no such partition"),
     errors.ClusterLost("relax", "connection closed"),
+    errors.ClusterUnreachable("tls://10.0.0.1:4711", "refused", "Is it running?"),
     errors.CommandFailed("xtb mol.xyz", 127, "/tmp/there", "not found"),
     errors.DependencyFailed("report", ("energy", "relax"), "ValueError: no such molecule"),
     errors.ExecutorClosed("submit a task"),
@@ -24,8 +26,12 @@ _EXAMPLES: list[errors.ExadaskError] = [
     errors.NoActiveExecutor("relax"),
     errors.NodeLost("relax", ("node-1", "node-2")),
     errors.NotSerializable("the function", "closure variable 'lock'", "cannot pickle"),
+    errors.QueryFailed("squeue -j 7", "timed out"),
     errors.RecipeError("no recipe 'g3'.", "Did you mean 'g2'?"),
     errors.RemoteError("relax", "mod.Strange", "odd", "Traceback ..."),
+    errors.RunFolderError("/scratch/run", "no space left", "Choose another."),
+    errors.SiteError("frontier", "has no pool 'gpu'.", "It has: batch."),
+    errors.SubmissionRefused("sbatch job.sh", "invalid partition", True, "Give queue=."),
     errors.TaskCrashed("relax", "SIGSEGV", None, "Fatal", "node-3"),
     errors.TimeExceeded("relax", 60.0, "node-3"),
 ]

@@ -1,0 +1,1 @@
+"""TRANSLATES between exadask and batch systems: text in, text out; runs nothing."""
