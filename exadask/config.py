@@ -6,10 +6,10 @@ import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
-from exadask.errors import ExadaskError, InvalidRequest
-from exadask.units import parse_bytes, parse_seconds
+from exadask.errors import ExadaskError, InvalidQuantity, InvalidRequest
+from exadask.units import parse_bytes, parse_node_seconds, parse_seconds
 
 _PREFIX = "EXADASK_"
 _NOT_SETTINGS = ("EXADASK_GPUS", "EXADASK_GPU_VENDOR", "EXADASK_NODE_SHAPE", "EXADASK_SLOT")
@@ -31,6 +31,27 @@ class Config:
         Results up to this size travel with the news of completion [bytes].
     segment_bytes : int
         Buffers from this size cross between processes through shared memory [bytes].
+    join_timeout_s : float
+        How long an agent tries to reach its scheduler [s].
+    poll_jobs_s : float
+        Longest time between two queries of the batch system; shorter while something is expected
+        to happen [s].
+    grow_after_s : float
+        How long tasks must wait beside nodes that could run them before more are asked for [s].
+    lead_s : float
+        How long before the end of an allocation its successor is asked for, at most a quarter of
+        its walltime [s].
+    depot_bytes : int
+        Results that the scheduler's process keeps in memory when their nodes are given back; more
+        goes to the run folder [bytes].
+    scale : {"auto", "manual"}
+        Whether pools grow and shrink with what waits, or only as `Executor.scale` says.
+    budget : float, optional
+        What all allocations together may cost at most [node-seconds]; write "100 node-hours".
+    run_folder : str
+        Where runs with pools keep their files; all nodes must see it.
+    dashboard : bool
+        Whether a scheduler with pools serves Dask's dashboard, on loopback and with a token.
     origins : dict of str to str
         Where each value comes from.
     """
@@ -40,6 +61,15 @@ class Config:
     reserve_after_s: float = 10.0
     inline_bytes: int = 65536
     segment_bytes: int = 2**20
+    join_timeout_s: float = 60.0
+    poll_jobs_s: float = 30.0
+    grow_after_s: float = 2.0
+    lead_s: float = 600.0
+    depot_bytes: int = 2**30
+    scale: Literal["auto", "manual"] = "auto"
+    budget: float | None = None
+    run_folder: str = "exadask-runs"
+    dashboard: bool = True
     origins: dict[str, str] = field(default_factory=dict, compare=False)
 
     @classmethod
@@ -87,11 +117,40 @@ class Config:
         return cls(**values, origins=origins)
 
 
+def _parse_scale(value: object, *, name: str) -> str:
+    if value not in ("auto", "manual"):
+        raise InvalidQuantity(name, value, '"auto" or "manual"')
+    return str(value)
+
+
+def _parse_text(value: object, *, name: str) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
+        raise InvalidQuantity(name, value, "the path of a folder")
+    return os.fspath(value)  # type: ignore[return-value]  # paths of bytes are no paths here
+
+
+def _parse_flag(value: object, *, name: str) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if str(value).lower() not in known:
+        raise InvalidQuantity(name, value, "true or false")
+    return known[str(value).lower()]
+
+
+_SPECIAL: dict[str, Callable[..., Any]] = {
+    "scale": _parse_scale,
+    "budget": parse_node_seconds,
+    "run_folder": _parse_text,
+    "dashboard": _parse_flag,
+}
+
 _PARSERS: dict[str, Callable[..., Any]] = {
-    one.name: parse_seconds if one.name.endswith("_s") else parse_bytes
+    one.name: _SPECIAL.get(one.name, parse_seconds if one.name.endswith("_s") else parse_bytes)
     for one in fields(Config)
     if one.name != "origins"
 }
+
+SETTINGS = tuple(_PARSERS)
+"""The names of all settings."""
 
 
 def _parser_of(name: str, origin: str) -> Callable[..., Any]:

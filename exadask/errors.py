@@ -6,6 +6,8 @@ All of them survive pickling, because they travel between nodes: the positional 
 
 from __future__ import annotations
 
+from typing import Literal
+
 __all__ = [
     "AllocationFailed",
     "ClusterLost",
@@ -74,13 +76,43 @@ class InvalidTransition(ExadaskError, RuntimeError):
 
 
 class ImpossibleRequest(ExadaskError):
-    """A task asks for more than any node can ever offer, so waiting would never help."""
+    """A task asks for more than any node can ever offer, so waiting would never help.
 
-    def __init__(self, task: str, asked: str, largest: str) -> None:
-        super().__init__(task, asked, largest)
+    Parameters
+    ----------
+    task : str
+        The task.
+    asked : str
+        What it asks for.
+    largest : str
+        What there is at most of that which is in the way: a node, a walltime, or the open pools.
+    limit : {"node", "time", "pool"}
+        What is in the way.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        asked: str,
+        largest: str,
+        limit: Literal["node", "time", "pool"] = "node",
+    ) -> None:
+        super().__init__(task, asked, largest, limit)
         self.task, self.asked, self.largest = task, asked, largest
+        self.limit = limit
 
     def __str__(self) -> str:
+        if self.limit == "pool":
+            return (
+                f"task {self.task!r} asks for {self.asked}, but no such pool is open; "
+                f"{self.largest}. Correct pool=, or leave it out."
+            )
+        if self.limit == "time":
+            return (
+                f"task {self.task!r} asks for {self.asked}, but a node that could run it stays at "
+                f"most {self.largest}. Lower time=, split the task, or raise the walltime of the "
+                "pool."
+            )
         return (
             f"task {self.task!r} asks for {self.asked}, but the largest node has {self.largest}. "
             "Ask for less, or start the Executor with larger nodes (see: exadask info)."

@@ -9,27 +9,33 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from exadask.config import Config
+from exadask.core.events import Offer, WaitingTask
+from exadask.core.ledger import TaskId
+from exadask.core.nodes import NodeIndex
+from exadask.core.prospects import check_possible
 from exadask.errors import (
     ExecutorClosed,
-    ImpossibleRequest,
     InvalidRequest,
     NoActiveExecutor,
     NotSerializable,
 )
 from exadask.future import Future
+from exadask.opening import Cluster, open_cluster, split_settings
 from exadask.packing import TaskPacker
-from exadask.resources import NodeShape, largest
+from exadask.resources import NodeShape
 from exadask.runtime.job import Gateway, Submission
 from exadask.tasks import Task, TaskOptions
 
 if TYPE_CHECKING:
     from distributed import Client
 
-    from exadask.runtime.cluster import EmbeddedCluster
+    from exadask.core.events import Step
+    from exadask.core.fleet_report import FleetSummary
+    from exadask.pool import Pool
 
 T = TypeVar("T")
 
@@ -46,16 +52,27 @@ class Executor(concurrent.futures.Executor):
 
     Parameters
     ----------
-    nodes : sequence of NodeShape, optional
-        Shapes of the nodes. Declared shapes (`NodeShape.declare`) are counted exactly but bound to
-        no real cores, which makes a larger machine out of a small one for a rehearsal.
-    **config
-        Fields of `exadask.config.Config`, for example ``reserve_after_s="30s"``.
+    nodes : sequence of NodeShape, int or (int, int), optional
+        Without pools: shapes of the nodes. Declared shapes (`NodeShape.declare`) are counted
+        exactly but bound to no real cores, which makes a larger machine out of a small one for a
+        rehearsal. With pools: nodes of one allocation, or the least and the most.
+    site : str, optional
+        A site profile: the machine whose batch system gives the nodes (``exadask sites``), the
+        path of a profile of one's own, or "here".
+    pools : sequence of Pool, dict or str, optional
+        Pools of one's own, or names of the site's.
+    attach : str or Path, optional
+        The folder of a run whose scheduler stands (``exadask up``): use that one.
+    **settings
+        Fields of `exadask.config.Config`, for example ``budget="100 node-hours"``, and facts for
+        all pools (see `Pool.declare`), for example ``account="m1234"``, ``walltime="2h"``.
 
     Raises
     ------
-    InvalidRequest
-        ``nodes`` or a setting makes no sense.
+    InvalidRequest, SiteError
+        What was said makes no sense, or is not known.
+    RunFolderError, ClusterUnreachable
+        The run's files cannot be written, or the scheduler not be reached.
 
     Examples
     --------
@@ -64,14 +81,20 @@ class Executor(concurrent.futures.Executor):
     1024
     """
 
-    def __init__(self, nodes: Sequence[NodeShape] | None = None, **config: Any) -> None:
-        resolved = Config.resolve(config)
-        shapes = _checked_shapes(nodes)
-        from exadask.runtime.cluster import EmbeddedCluster
-
+    def __init__(
+        self,
+        nodes: Sequence[NodeShape] | int | tuple[int, int] | None = None,
+        *,
+        site: str | None = None,
+        pools: Sequence[Pool | Mapping[str, Any] | str] | None = None,
+        attach: str | Path | None = None,
+        **settings: Any,
+    ) -> None:
         _send_main_by_value()
-        self._cluster: EmbeddedCluster | None = EmbeddedCluster(shapes, resolved)
-        self._adopt(self._cluster.gateway, resolved.segment_bytes)
+        cluster = open_cluster(nodes, site=site, pools=pools, attach=attach, settings=settings)
+        self._cluster: Cluster | None = cluster
+        segment_bytes = split_settings(settings)[0].segment_bytes
+        self._adopt(cluster.gateway, segment_bytes)
         _open.append(self)
         _close_at_exit()
 
@@ -202,6 +225,7 @@ class Executor(concurrent.futures.Executor):
             inputs=tuple(self._input_key(one, task.name) for one in futures),
             priority=task.options.priority,
             retries=task.options.retries,
+            pool=task.options.pool,
         )
         future: Future[T] = Future(self._gateway, job.key, task.name, task.options.request)
         with self._lock:
@@ -232,10 +256,13 @@ class Executor(concurrent.futures.Executor):
             raise ExecutorClosed(what)
 
     def _check_possible(self, task: Task[Any, Any]) -> None:
-        shapes: Sequence[NodeShape] = getattr(self._gateway, "shapes", ())
-        request = task.options.request
-        if shapes and not any(shape.fits(request) for shape in shapes):
-            raise ImpossibleRequest(task.name, str(request), str(largest(shapes)))
+        offers: Sequence[Offer] = getattr(self._gateway, "offers", ())
+        if offers:
+            options = task.options
+            waiting = WaitingTask(
+                task=TaskId(task.name), request=options.request, priority=(), pool=options.pool
+            )
+            check_possible(NodeIndex(), offers, waiting, now=0.0)
 
     # -- the cluster ------------------------------------------------------------------------
 
@@ -255,6 +282,70 @@ class Executor(concurrent.futures.Executor):
     def nodes(self) -> dict[str, NodeShape]:
         """The nodes by name, and what each offers."""
         return dict(self._cluster.shapes) if self._cluster is not None else {}
+
+    @property
+    def dashboard(self) -> str | None:
+        """Where the dashboard is and how to get there; None where there is none."""
+        return getattr(self._cluster, "dashboard", None)
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The folder with the logs of this run; None for a cluster inside this process."""
+        run = getattr(self._cluster, "run", None)
+        return None if run is None else Path(run.path)
+
+    def plan(self) -> list[Step]:
+        """Say what would be asked of the batch system next and why, and what not and why not.
+
+        Returns
+        -------
+        list of Step
+            Print one to read it.
+
+        Raises
+        ------
+        InvalidRequest
+            There are no pools.
+        """
+        steps: list[Step] = self._ask_pools("exadask_plan")
+        return steps
+
+    def scale(self, pool: str, *, nodes: int) -> None:
+        """Ask for so many nodes of a pool, from now on and whatever waits.
+
+        Parameters
+        ----------
+        pool : str
+            The pool.
+        nodes : int
+            Nodes to have, rounded up to whole allocations [nodes]; 0 gives all back.
+
+        Raises
+        ------
+        InvalidRequest
+            There is no such pool, or not so many nodes.
+        """
+        self._ask_pools("exadask_scale", pool=pool, nodes=nodes)
+
+    def status(self) -> FleetSummary:
+        """Say how the pools and their allocations are.
+
+        Raises
+        ------
+        InvalidRequest
+            There are no pools.
+        """
+        summary: FleetSummary = self._ask_pools("exadask_summary")
+        return summary
+
+    def _ask_pools(self, question: str, **arguments: Any) -> Any:
+        self._check_open("ask about its pools")
+        if self.run_folder is None:
+            raise InvalidRequest(
+                "this executor has no pools: its cluster is in one process.",
+                'Open it with site="..." or pools=[...].',
+            )
+        return self._gateway.ask(question, **arguments)  # type: ignore[attr-defined]  # a DaskGateway's
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -393,28 +484,6 @@ def _as_task(fn: Any) -> Task[Any, Any]:
             "Give the function first and its arguments after it: submit(f, x), not submit(f(x)).",
         )
     return Task(fn, _plain)
-
-
-def _checked_shapes(nodes: Any) -> list[NodeShape]:
-    if nodes is None:
-        from exadask.runtime.detection import detect_node
-
-        return [detect_node()]
-    if isinstance(nodes, (str, bytes, NodeShape)) or not isinstance(nodes, Iterable):
-        raise InvalidRequest(
-            f"nodes={nodes if isinstance(nodes, NodeShape) else repr(nodes)} is not valid.",
-            "Give a list: nodes=[NodeShape.declare(cores=4)].",
-        )
-    shapes = list(nodes)
-    for shape in shapes:
-        if not isinstance(shape, NodeShape):
-            raise InvalidRequest(
-                f"nodes contains {shape!r}, which is not a NodeShape.",
-                "Declare one: NodeShape.declare(cores=4, memory='8GiB').",
-            )
-    if not shapes:
-        raise InvalidRequest("nodes is empty.", "Give at least one node.")
-    return shapes
 
 
 def _send_main_by_value() -> None:

@@ -14,7 +14,7 @@ from exadask.units import parse_bytes, parse_seconds
 
 BatchName = Literal["slurm", "pbs", "lsf", "sge", "oar", "htcondor", "flux", "psij", "local"]
 LauncherName = Literal[
-    "srun", "mpiexec", "pals", "jsrun", "flux", "pbsdsh", "ibrun", "ssh", "oarsh", "none"
+    "srun", "mpiexec", "pals", "jsrun", "blaunch", "flux", "pbsdsh", "ibrun", "ssh", "oarsh", "none"
 ]
 GpuOption = Literal["gpus-per-node", "gres", "gpus", "select", "none"]
 MemoryOption = Literal["all", "shape", "none"]
@@ -468,3 +468,6 @@ _READERS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
     "max_running": _count("limits.running", least=1),
     "bins": _bins,
 }
+
+FACTS = tuple(_READERS)
+"""The names of all facts that `Pool.declare` knows."""

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _KNOWN = (
     *("cores", "gpus", "memory", "time", "retries", "retry_on", "priority", "env", "setup"),
-    *("isolation", "name"),
+    *("isolation", "name", "pool"),
 )
 
 
@@ -47,6 +47,8 @@ class TaskOptions:
         Where it runs.
     name : str, optional
         What to call it; the function's name by default.
+    pool : str, optional
+        The pool whose nodes it must run on. None: wherever it fits.
     """
 
     request: Resources = field(default_factory=Resources)
@@ -57,6 +59,7 @@ class TaskOptions:
     setup: Callable[[], Any] | None = None
     isolation: Isolation = "process"
     name: str | None = None
+    pool: str | None = None
 
     @classmethod
     def parse(cls, options: Mapping[str, Any], base: TaskOptions | None = None) -> TaskOptions:
@@ -66,7 +69,7 @@ class TaskOptions:
         ----------
         options : mapping
             ``cores``, ``gpus``, ``memory``, ``time``, ``retries``, ``retry_on``, ``priority``,
-            ``env``, ``setup``, ``isolation``, ``name``.
+            ``env``, ``setup``, ``isolation``, ``name``, ``pool``.
         base : TaskOptions, optional
             What holds where nothing is written.
 
@@ -210,7 +213,8 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         earlier. ``env``: environment variables. ``setup``: a function without arguments; what it
         returns is built once per slot and given to each call as the first argument.
         ``isolation``: "process", or "thread" to run in the agent's own process, where limits are
-        booked but cannot be enforced. ``name``: what to call it.
+        booked but cannot be enforced. ``name``: what to call it. ``pool``: the only pool whose
+        nodes may run it.
 
     Returns
     -------
@@ -346,10 +350,15 @@ def _checked_isolation(value: object) -> Isolation:
     return value
 
 
-def _checked_name(value: object) -> str | None:
-    if value is not None and (not isinstance(value, str) or not value.strip()):
-        raise InvalidRequest(f"name={value!r} is not valid.", "Give a text that is not empty.")
-    return value
+def _checked_text(name: str) -> Callable[[object], str | None]:
+    def check(value: object) -> str | None:
+        if value is not None and (not isinstance(value, str) or not value.strip()):
+            raise InvalidRequest(
+                f"{name}={value!r} is not valid.", "Give a text that is not empty."
+            )
+        return value
+
+    return check
 
 
 _CHECKS: dict[str, Callable[[Any], Any]] = {
@@ -359,5 +368,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "env": _checked_env,
     "setup": _checked_setup,
     "isolation": _checked_isolation,
-    "name": _checked_name,
+    "name": _checked_text("name"),
+    "pool": _checked_text("pool"),
 }

@@ -22,6 +22,9 @@ _BYTES_PER_UNIT = {
 _SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BYTES_PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*")
 _SECONDS_PATTERN = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|min|s|m|h|d)\s*")
+_COST_PATTERN = re.compile(
+    r"\s*([0-9]*\.?[0-9]+)\s*(?:node[- ]?)?(?:(h|m|s)[a-z]*)?\s*", re.IGNORECASE
+)
 _CLOCK_PATTERN = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
 
 
@@ -104,6 +107,46 @@ def parse_seconds(value: int | float | str, *, name: str = "time") -> float:
     if not 0 < seconds < math.inf:
         raise InvalidQuantity(name, value, "a duration longer than zero, and finite")
     return seconds
+
+
+def parse_node_seconds(value: int | float | str, *, name: str = "budget") -> float:
+    """Turn a cost of allocations into node-seconds.
+
+    Parameters
+    ----------
+    value : int, float or str
+        A number of node-hours, or a number with a unit: "100 node-hours", "90 node-minutes".
+    name : str
+        What it is for; it appears in the error.
+
+    Returns
+    -------
+    float
+        The cost [node-seconds], > 0 and finite.
+
+    Raises
+    ------
+    InvalidQuantity
+        The value is not a cost, or is not positive.
+
+    Examples
+    --------
+    >>> parse_node_seconds("1.5 node-hours")
+    5400.0
+    """
+    wanted = 'node-hours, such as "100 node-hours"'
+    per_unit = 3600.0
+    if isinstance(value, str):
+        match = _COST_PATTERN.fullmatch(value)
+        if match is None:
+            raise InvalidQuantity(name, value, wanted)
+        per_unit = _SECONDS_PER_UNIT[(match.group(2) or "h").lower()]
+        number = float(match.group(1))
+    else:
+        number = _number(value, name, wanted)
+    if not 0 < number * per_unit < math.inf:
+        raise InvalidQuantity(name, value, f"more than zero {wanted}")
+    return number * per_unit
 
 
 def render_bytes(n_bytes: int | float) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import traceback
+from collections.abc import Callable
 
 import click
 
@@ -14,23 +16,32 @@ class _Commands(click.Group):
     """Imports a verb only when it is used, so that ``--help`` is fast."""
 
     _summaries = {  # noqa: RUF012  # never changed
+        "down": "End a standing scheduler, and give all its allocations back.",
         "info": "Show this machine as tasks will see it, and how that was found.",
         "run": "Run a recipe, or a Python file, with an executor open.",
+        "script": "Print the job script and submit command of a site; submit nothing.",
+        "status": "Show the pools, allocations and nodes of a run.",
+        "up": "Start a scheduler that stays when this session ends.",
+    }
+
+    _homes = {  # noqa: RUF012  # never changed
+        "down": "exadask.cli.standing",
+        "info": "exadask.cli.info",
+        "run": "exadask.cli.run",
+        "script": "exadask.cli.script",
+        "status": "exadask.cli.standing",
+        "up": "exadask.cli.standing",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self._summaries)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "info":
-            from exadask.cli.info import info
-
-            return info
-        if cmd_name == "run":
-            from exadask.cli.run import run
-
-            return run
-        return None
+        home = self._homes.get(cmd_name)
+        if home is None:
+            return None
+        command: click.Command = getattr(importlib.import_module(home), cmd_name)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -49,24 +60,30 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; end with 0, 1 (it failed), 2 (wrong use) or 130 (Ctrl-C)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    is_debug = "--debug" in arguments
+    work = lambda: cli(arguments, standalone_mode=False)  # noqa: E731  # click's types are loose
+    sys.exit(exit_code_of(work, is_debug="--debug" in arguments))
+
+
+def exit_code_of(work: Callable[[], int | None], *, is_debug: bool = False) -> int:
+    """Do the work of a command, say what went wrong, and return its exit code."""
     try:
-        code = cli(arguments, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        code = 2
+        return work() or 0
     except click.ClickException as error:
         error.show()
-        code = 2
+        return 2
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted: everything that ran was ended.", err=True)
-        code = 130
+        return 130
     except exadask.errors.ExadaskError as error:
         if is_debug:
             traceback.print_exc()
         click.echo(f"exadask: {error}", err=True)
-        is_wrong_use = isinstance(
-            error, (exadask.errors.RecipeError, exadask.errors.InvalidRequest)
-        )
-        code = 2 if is_wrong_use else 1
-    sys.exit(code or 0)
+        return 2 if isinstance(error, _WRONG_USE) else 1
+
+
+_WRONG_USE = (
+    exadask.errors.InvalidRequest,
+    exadask.errors.RecipeError,
+    exadask.errors.RunFolderError,
+    exadask.errors.SiteError,
+)

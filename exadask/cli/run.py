@@ -5,11 +5,13 @@ from __future__ import annotations
 import runpy
 import sys
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from exadask.cli.machine import Machine, machine_options, search_folders
 from exadask.cli.recipes import (
     Target,
     check_requirements,
@@ -18,43 +20,89 @@ from exadask.cli.recipes import (
     load_main,
     parse_parameters,
 )
-from exadask.errors import ExadaskError, RecipeError
+from exadask.errors import ExadaskError, InvalidRequest, RecipeError
 
 
 @click.command()
 @click.argument("target", metavar="RECIPE|FILE.py")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Set a parameter.")
 @click.option("--list", "only_list", is_flag=True, help="List the parameters, and run nothing.")
+@machine_options
+@click.option("--attach", metavar="RUN", help="Use the scheduler that `exadask up` left there.")
+@click.option("--inside", is_flag=True, help="Submit the whole run as one job of the site.")
+@click.option("--wait", is_flag=True, help="With --inside: wait for the job, and show its log.")
 @click.pass_context
-def run(ctx: click.Context, target: str, settings: tuple[str, ...], only_list: bool) -> int:
+def run(
+    ctx: click.Context,
+    target: str,
+    settings: tuple[str, ...],
+    only_list: bool,
+    machine: Machine,
+    inside: bool,
+    wait: bool,
+) -> int:
     """Run a recipe, or a Python file, with an executor open."""
     found = find_target(target)
-    if not found.has_main:
-        if settings or only_list:
-            raise RecipeError(
-                f"{target} has no function main, so it has no parameters.",
-                "Define main(*, name: type = default), or leave --set and --list out.",
-            )
-        return _run_script(found)
-    check_requirements(found)
-    main = load_main(found)
     if only_list:
-        for name, (kind, default) in described_parameters(main).items():
+        check_requirements(found)
+        for name, (kind, default) in described_parameters(_main_of(found, settings)).items():
             click.echo(f"{name}: {kind} = {default}")
         return 0
-    return _run_recipe(main, parse_parameters(main, settings))
+    if inside:
+        if found.has_main:
+            parse_parameters(_main_of(found, settings), settings)  # complain now, not in the job
+        from exadask.cli.inside import submit_inside
+
+        return submit_inside(target, settings, machine, wait=wait)
+    if wait:
+        raise InvalidRequest("--wait belongs to --inside.", "Without it, run waits anyway.")
+    return run_target(found, settings, machine.executor_arguments(search_folders(target)))
 
 
-def _run_recipe(main: Any, parameters: dict[str, Any]) -> int:
+def run_target(found: Target, settings: Sequence[str], machine: Mapping[str, Any]) -> int:
+    """Run a recipe or a script with an executor open; return the exit code.
+
+    Parameters
+    ----------
+    found : Target
+        What to run.
+    settings : sequence of str
+        What the user wrote after ``--set``.
+    machine : mapping
+        Arguments of `Executor`.
+    """
+    if not found.has_main:
+        if settings:
+            _main_of(found, settings)
+        return _with_executor(machine, lambda: _run_script(found))
+    check_requirements(found)
+    main = load_main(found)
+    parameters = parse_parameters(main, settings)
+    return _with_executor(machine, lambda: main(**parameters))
+
+
+def _main_of(found: Target, settings: Sequence[str]) -> Any:
+    if not found.has_main:
+        raise RecipeError(
+            f"{found.file} has no function main, so it has no parameters.",
+            "Define main(*, name: type = default), or leave --set and --list out.",
+        )
+    check_requirements(found)
+    return load_main(found)
+
+
+def _with_executor(machine: Mapping[str, Any], work: Any) -> int:
     from exadask.executor import Executor
 
     try:
-        with Executor() as executor:
+        with Executor(**machine) as executor:
             click.echo(f"{executor}", err=True)
-            results = main(**parameters)
+            if executor.dashboard:
+                click.echo(f"dashboard: {executor.dashboard}", err=True)
+            results = work()
     except ExadaskError:
         raise
-    except Exception:  # the recipe's own code failed: its traceback is what its author needs
+    except Exception:  # the user's own code failed: its traceback is what its author needs
         traceback.print_exc()
         return 1
     if isinstance(results, Path):
@@ -62,16 +110,6 @@ def _run_recipe(main: Any, parameters: dict[str, Any]) -> int:
     return 0
 
 
-def _run_script(target: Target) -> int:
-    from exadask.executor import Executor
-
+def _run_script(target: Target) -> None:
     sys.path.insert(0, str(target.file.parent))
-    try:
-        with Executor():
-            runpy.run_path(str(target.file), run_name="__main__")
-    except ExadaskError:
-        raise
-    except Exception:  # the script's own code failed: its traceback is what its author needs
-        traceback.print_exc()
-        return 1
-    return 0
+    runpy.run_path(str(target.file), run_name="__main__")

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from exadask.core.ledger import NodeId, Share, TaskId
-from exadask.resources import Resources
+from exadask.resources import NodeShape, Resources
 
-__all__ = ["Place", "Resume", "WaitingTask"]
+__all__ = [
+    "Cancel",
+    "ClosePool",
+    "Command",
+    "Demand",
+    "GiveBack",
+    "Offer",
+    "Place",
+    "Resume",
+    "Step",
+    "Submit",
+    "WaitingTask",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +46,8 @@ class WaitingTask:
         The only nodes where it may run. None: any.
     alone : bool
         Whether it must be the only task on its node, because it is suspected of killing nodes.
+    pool : str, optional
+        The only pool whose nodes may run it. None: any.
     """
 
     task: TaskId
@@ -41,6 +57,60 @@ class WaitingTask:
     warm_key: str | None = None
     allowed: frozenset[NodeId] | None = None
     alone: bool = False
+    pool: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """Nodes that may still join.
+
+    Parameters
+    ----------
+    pool : str, optional
+        Their pool. None: they belong to none.
+    shape : NodeShape, optional
+        What each of them has. None: not known yet, so that anything might fit.
+    walltime_s : float
+        How long they may stay at most [s]; inf: for ever.
+    """
+
+    pool: str | None = None
+    shape: NodeShape | None = None
+    walltime_s: float = math.inf
+
+    def fits(self, request: Resources, pool: str | None) -> bool:
+        """Whether such a node, empty and new, could run a task."""
+        return (
+            pool in (None, self.pool)
+            and (request.time_s or 0.0) <= self.walltime_s
+            and (self.shape is None or self.shape.fits(request))
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Tasks that wait, and which any new node treats alike.
+
+    Parameters
+    ----------
+    request : Resources
+        What each of them asks for.
+    pool : str, optional
+        The only pool whose nodes may run them. None: any.
+    is_bound : bool
+        Whether they may only run on certain nodes that have joined already, so that no new node
+        helps.
+    alone : bool
+        Whether each must be the only task on its node.
+    count : int
+        How many there are [tasks].
+    """
+
+    request: Resources
+    pool: str | None = None
+    is_bound: bool = False
+    alone: bool = False
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,3 +126,61 @@ class Resume:
     """A task that wanted its lent share back has it, with new core ids, and goes on."""
 
     share: Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit:
+    """Ask the batch system for an allocation."""
+
+    allocation: str
+    pool: str
+    nodes: int
+    walltime_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """End an allocation that has no nodes."""
+
+    allocation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveBack:
+    """Move the results away from the nodes of an allocation, and end it."""
+
+    allocation: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosePool:
+    """Tell the user that a pool is closed, with the log of an allocation if one is named."""
+
+    pool: str
+    reason: str
+    log_of: str | None = None
+
+
+Command: TypeAlias = "Submit | Cancel | GiveBack | ClosePool"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What is done or, without a command, what is not done; and why.
+
+    Parameters
+    ----------
+    pool : str
+        The pool.
+    text : str
+        What and why, in words.
+    command : Command, optional
+        What is done.
+    """
+
+    pool: str
+    text: str
+    command: Command | None = None

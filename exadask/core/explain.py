@@ -8,8 +8,9 @@ from typing import NamedTuple
 from exadask.core.ledger import TaskId
 from exadask.core.node import Held, HeldState, Node
 from exadask.core.nodes import NodeIndex
+from exadask.core.prospects import nearest
 from exadask.core.queue import TaskClass, WaitingQueue
-from exadask.resources import GPU_UNIT, Resources, largest
+from exadask.resources import GPU_UNIT, Resources
 from exadask.units import render_bytes, render_seconds
 
 __all__ = ["explain_held", "explain_waiting"]
@@ -64,11 +65,19 @@ def _no_node(nodes: NodeIndex, cls: TaskClass) -> str | None:
         return "no node is connected"
     if all(node.is_paused for node in nodes.by_id.values()):
         return "all nodes are paused"
-    if not nodes.fitting(cls.request):
-        return f"asks for {cls.request}, but the largest connected node has {largest(nodes.shapes)}"
+    of_pool = "" if cls.pool is None else f" of pool {cls.pool!r}"
+    shapes = nodes.shapes(cls.pool)
+    if not shapes:
+        return f"no node{of_pool} is connected"
+    if not nodes.fitting(cls.request, cls.pool):
+        has = nearest(shapes, cls.request)
+        return f"asks for {cls.request}, but the largest connected node{of_pool} has {has}"
     if not nodes.runnable(cls):
         names = ", ".join(sorted(cls.allowed or ())) or "no node"
-        if any(name in nodes.by_id for name in cls.allowed or ()):
+        named = [nodes.by_id[name] for name in cls.allowed or () if name in nodes.by_id]
+        if named and any(node.shape.fits(cls.request) for node in named):
+            return f"may only run on {names}, which is not{of_pool}"
+        if named:
             return f"may only run on {names}, which is too small for {cls.request}"
         return f"may only run on {names}, which is not connected"
     runnable = [node for node in nodes.by_id.values() if node.bit & nodes.runnable(cls)]

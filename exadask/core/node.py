@@ -61,6 +61,8 @@ class Node:
         When that head can start at the latest, as far as is known; inf if it is not [s].
     wanted : deque of ShareId
         Lent shares that are wanted back, in the order of asking.
+    pool : str or None
+        The pool that it belongs to.
     """
 
     __slots__ = (
@@ -73,6 +75,7 @@ class Node:
         "lent_memory_bytes",
         "n_active",
         "name",
+        "pool",
         "reserved_for",
         "reserved_start",
         "shares",
@@ -80,8 +83,16 @@ class Node:
         "wanted",
     )
 
-    def __init__(self, name: NodeId, shape: NodeShape, slot: int, ends_at: float) -> None:
-        self.name, self.ledger, self.ends_at = name, Ledger(name, shape), ends_at
+    def __init__(
+        self,
+        name: NodeId,
+        shape: NodeShape,
+        slot: int,
+        *,
+        ends_at: float = math.inf,
+        pool: str | None = None,
+    ) -> None:
+        self.name, self.ledger, self.ends_at, self.pool = name, Ledger(name, shape), ends_at, pool
         self.slot, self.bit = slot, 1 << slot
         self.bucket = 0
         self.is_paused = False
@@ -101,6 +112,20 @@ class Node:
     def is_open(self) -> bool:
         """Whether tasks may be placed here: those of the reservation, if there is one."""
         return not (self.is_paused or self.alone is not None or self.wanted)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is held, lent or reserved here."""
+        return not self.shares and self.reserved_for is None
+
+    @property
+    def has_outlasting(self) -> bool:
+        """Whether a task here may, by its time limit, run beyond the end of the node."""
+        return any(
+            self.ends_at < held.ends_at < math.inf
+            for held in self.shares.values()
+            if held.state is HeldState.HELD
+        )
 
     def add(self, held: Held) -> None:
         """Count a new share."""

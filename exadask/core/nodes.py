@@ -7,6 +7,7 @@ task may run" is a few operations on integers, whether there are ten nodes or te
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import TypeAlias
 
 from exadask.core.events import WaitingTask
@@ -56,6 +57,7 @@ class NodeIndex:
         self.buckets: list[int] = [0]
         self.scale = Scale()
         self._idle = self._gpu = self._reserved = 0
+        self._pools: dict[str, int] = {}
         self._by_slot: list[Node | None] = []
         self._free_slots: list[int] = []
         self._warm: dict[str, int] = {}
@@ -63,7 +65,9 @@ class NodeIndex:
         self._kinds: dict[_Kind, int] = {}
         self._shape_of_kind: dict[_Kind, NodeShape] = {}
 
-    def add(self, name: NodeId, shape: NodeShape, ends_at: float) -> Node:
+    def add(
+        self, name: NodeId, shape: NodeShape, *, ends_at: float = math.inf, pool: str | None = None
+    ) -> Node:
         """Let a node join; it takes the place of one that left, if any did."""
         if name in self.by_id:
             raise InvalidTransition(f"node {name}", "join", "connected")
@@ -78,10 +82,12 @@ class NodeIndex:
         else:
             slot = len(self._by_slot)
             self._by_slot.append(None)
-        node = Node(name, shape, slot, ends_at)
+        node = Node(name, shape, slot, ends_at=ends_at, pool=pool)
         self.by_id[name] = self._by_slot[slot] = node
         kind = _kind(shape)
         self._kinds[kind] = self._kinds.get(kind, 0) | node.bit
+        if pool is not None:
+            self._pools[pool] = self._pools.get(pool, 0) | node.bit
         self._shape_of_kind[kind] = shape
         self.buckets.extend([0] * (shape.cores + 1 - len(self.buckets)))
         if shape.gpu_ids:
@@ -107,6 +113,10 @@ class NodeIndex:
                 gpu_units=max((kind[1] for kind in self._kinds), default=0) * GPU_UNIT or 1,
                 memory_bytes=max((kind[2] for kind in self._kinds), default=0) or 1,
             )
+        if node.pool is not None:
+            self._pools[node.pool] &= keep
+            if not self._pools[node.pool]:
+                del self._pools[node.pool]
         self.buckets[node.bucket] &= keep
         self.open &= keep
         self.fresh &= keep
@@ -141,12 +151,19 @@ class NodeIndex:
         return fresh
 
     @property
-    def shapes(self) -> list[NodeShape]:
-        """One shape of each kind that is connected."""
-        return list(self._shape_of_kind.values())
+    def pools(self) -> list[str]:
+        """The pools that have nodes."""
+        return list(self._pools)
 
-    def fitting(self, request: Resources) -> int:
-        """Return the nodes that could run a request, were they empty."""
+    def shapes(self, pool: str | None = None) -> list[NodeShape]:
+        """Return one shape of each kind that is connected, in a pool or in all."""
+        among = -1 if pool is None else self._pools.get(pool, 0)
+        return [self._shape_of_kind[kind] for kind, mask in self._kinds.items() if mask & among]
+
+    def fitting(self, request: Resources, pool: str | None = None) -> int:
+        """Return the nodes, of a pool or all, that could run a request, were they empty."""
+        if pool is not None:
+            return self.fitting(request) & self._pools.get(pool, 0)
         found = self._fitting.get(request)
         if found is None:
             found = 0
@@ -159,14 +176,21 @@ class NodeIndex:
         return found
 
     def runnable(self, cls: TaskClass) -> int:
-        """Return the nodes, full or not, that could run a class by shape and permission."""
+        """Return the nodes, full or not, that could run a class by shape, pool and permission."""
         if cls.runnable_version != self.version:
             cls.runnable_version = self.version
-            cls.runnable = self.fitting(cls.request)
+            cls.runnable = self.fitting(cls.request, cls.pool)
             if cls.allowed is not None:
                 named = (self.by_id[name] for name in cls.allowed if name in self.by_id)
                 cls.runnable &= sum(node.bit for node in named)
         return cls.runnable
+
+    def members(self, mask: int) -> Iterator[Node]:
+        """Yield the nodes of a set."""
+        while mask:
+            node = self._lowest(mask)
+            mask ^= node.bit
+            yield node
 
     def usable(self, cls: TaskClass) -> int:
         """Return the nodes where a class may be placed, if they have room."""
@@ -250,6 +274,9 @@ class NodeIndex:
             if node.alone is not None:
                 placed = [one for one in active if not one.is_charged]
                 assert [one.share.share_id for one in placed] == [node.alone], f"{name}: not alone"
+        for pool in {node.pool for node in self.by_id.values()} | self._pools.keys():
+            mask = sum(node.bit for node in self.by_id.values() if node.pool == pool)
+            assert pool is None or self._pools.get(pool) == mask, f"nodes of pool {pool}"
         known = sum(node.bit for node in self.by_id.values())
         assert not (self.open | self.fresh | self._idle | self._gpu | self._reserved) & ~known
 

@@ -3,8 +3,9 @@
 `Placement` is told what happens (nodes join and leave, tasks are submitted, shares come back) and
 answers `dispatch` with commands. It has no clock: `now` is an argument, in seconds.
 
-Tasks of equal request, warm key, allowed nodes and solitude form a *class*, in which the order is
-strict: priority, then arrival. A class whose head fits nowhere is blocked; the others backfill.
+Tasks of equal request, warm key, allowed nodes, solitude and pool form a *class*, in which the
+order is strict: priority, then arrival. A class whose head fits nowhere is blocked; the others
+backfill.
 
 **Order of the classes**, by their heads: the user's priority strictly; then the *wider* class,
 which asks for the larger part of a node in any resource, since narrow tasks fill the gaps that wide
@@ -29,20 +30,21 @@ so that nothing is searched twice; see `exadask.core.nodes` for the sets of node
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from exadask.core.events import Place, Resume, WaitingTask
+from exadask.core.events import Demand, Offer, Place, Resume, WaitingTask
 from exadask.core.explain import explain_held, explain_waiting
 from exadask.core.ledger import NodeId, ShareId, TaskId
 from exadask.core.node import Held, HeldState, Node
 from exadask.core.nodes import NodeIndex
+from exadask.core.prospects import check_possible, hopeless
 from exadask.core.queue import Rank, TaskClass, WaitingQueue
-from exadask.errors import ImpossibleRequest, InvalidTransition
-from exadask.resources import NodeShape, Resources, largest
+from exadask.errors import InvalidTransition
+from exadask.resources import NodeShape, Resources
 
-__all__ = ["Place", "Placement", "Resume", "WaitingTask"]
+__all__ = ["Demand", "Offer", "Place", "Placement", "Resume", "WaitingTask"]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -69,8 +71,8 @@ class Placement:
 
     Attributes
     ----------
-    possible_shapes : sequence of NodeShape
-        Nodes that might still join, for elastic pools: what fits them may wait for them.
+    offers : sequence of Offer
+        Nodes that may still join, for elastic pools: what fits them may wait for them.
 
     Notes
     -----
@@ -91,7 +93,7 @@ class Placement:
     """
 
     def __init__(self, *, reserve_after_s: float = 10.0) -> None:
-        self.possible_shapes: Sequence[NodeShape] = ()
+        self.offers: Sequence[Offer] = ()
         self._reserve_after_s = reserve_after_s
         self._nodes = NodeIndex()
         self._queue = WaitingQueue()
@@ -114,7 +116,14 @@ class Placement:
 
     # -- nodes ------------------------------------------------------------------------------
 
-    def add_node(self, node: NodeId, shape: NodeShape, *, ends_at: float | None = None) -> None:
+    def add_node(
+        self,
+        node: NodeId,
+        shape: NodeShape,
+        *,
+        ends_at: float | None = None,
+        pool: str | None = None,
+    ) -> None:
         """Let a node join.
 
         Parameters
@@ -125,14 +134,38 @@ class Placement:
             What it has.
         ends_at : float, optional
             When its allocation ends [s], on the clock of `now`. None: never.
+        pool : str, optional
+            The pool that it belongs to.
 
         Raises
         ------
         InvalidTransition
             A node of this name is connected.
         """
-        self._nodes.add(node, shape, math.inf if ends_at is None else ends_at)
+        ends_at = math.inf if ends_at is None else ends_at
+        self._nodes.add(node, shape, ends_at=ends_at, pool=pool)
         self._queue.rescale(self._nodes.scale)
+
+    def set_end(self, node: NodeId, ends_at: float | None) -> None:
+        """Note that the allocation of a node ends at another time than was said.
+
+        Parameters
+        ----------
+        node : NodeId
+            Its name; a node that has left is a late report.
+        ends_at : float, optional
+            When its allocation ends [s], on the clock of `now`. None: never.
+        """
+        changed = self._nodes.by_id.get(node)
+        if changed is None:
+            return
+        was_at, changed.ends_at = changed.ends_at, math.inf if ends_at is None else ends_at
+        cls, start = changed.reserved_for, changed.reserved_start
+        start = self._now if start == math.inf else max(self._now, start)
+        if cls is not None and not changed.has_time(cls.request, start):
+            self._drop_reservation(cls)
+        self._changed(changed, has_gained=changed.ends_at > was_at)
+        self._has_news = True
 
     def remove_node(self, node: NodeId) -> list[TaskId]:
         """Let a node leave, and all shares with it.
@@ -186,17 +219,17 @@ class Placement:
         Raises
         ------
         ImpossibleRequest
-            Neither a connected node nor any of `possible_shapes` could run it, were it empty. With
-            neither of the two it just waits.
+            Neither a connected node, in the time that is left to it, nor any of `offers` could run
+            it, were it empty. With neither of the two it just waits.
         InvalidTransition
             It waits already.
         """
-        self._tick(now)
-        if not self._nodes.fitting(task.request):
-            shapes = [*self._nodes.shapes, *self.possible_shapes]
-            if shapes and not any(shape.fits(task.request) for shape in shapes):
-                raise ImpossibleRequest(task.task, str(task.request), str(largest(shapes)))
+        self.require_possible(task, now)
         self._queue.add(task)
+
+    def require_possible(self, task: WaitingTask, now: float) -> None:
+        """Raise what `submit` would raise of a task that can never run; queue nothing."""
+        check_possible(self._nodes, self.offers, task, self._tick(now))
 
     def withdraw(self, task_id: TaskId) -> None:
         """Forget a waiting task; nothing happens if it does not wait."""
@@ -307,6 +340,29 @@ class Placement:
         """When to dispatch again even if nothing happens, since a class becomes urgent [s]."""
         since = next(iter(self._queue.overtaken.values()), None)
         return None if since is None else since + self._reserve_after_s
+
+    # -- questions --------------------------------------------------------------------------
+
+    def demand(self) -> list[Demand]:
+        """Count the waiting tasks by what they need; those served first come first."""
+        return self._queue.demand()
+
+    def hopeless(self, now: float) -> list[TaskId]:
+        """Name the waiting tasks that neither a connected node nor an offer can ever run.
+
+        A node counts if the time that is left to it is enough. With neither nodes nor offers these
+        are all tasks.
+        """
+        return hopeless(self._nodes, self._queue, self.offers, max(now, self._now))
+
+    def idle_nodes(self) -> list[NodeId]:
+        """Name the nodes where nothing is held, lent or reserved, in the order of joining."""
+        return [node.name for node in self._nodes.by_id.values() if node.is_unused]
+
+    def outlasting(self, among: Iterable[NodeId]) -> list[NodeId]:
+        """Name those nodes where a task may, by its time limit, run beyond the node's end."""
+        nodes = (self._nodes.by_id[name] for name in among if name in self._nodes.by_id)
+        return [node.name for node in nodes if node.has_outlasting]
 
     def explain(self, task_id: TaskId, now: float) -> str:
         """Say in a sentence where a task runs, or what it waits for; O(waiting and running)."""

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple, TypeAlias
 
-from exadask.core.events import WaitingTask
+from exadask.core.events import Demand, WaitingTask
 from exadask.core.ledger import NodeId, TaskId
 from exadask.errors import InvalidTransition
 from exadask.resources import Resources
 
 __all__ = ["ClassKey", "Scale", "TaskClass", "WaitingQueue"]
 
-ClassKey: TypeAlias = tuple[Resources, "str | None", "frozenset[NodeId] | None", bool]
+ClassKey: TypeAlias = tuple[Resources, "str | None", "frozenset[NodeId] | None", bool, "str | None"]
 Rank: TypeAlias = tuple[int, float, tuple[int, ...], int]
 HeapEntry: TypeAlias = tuple[tuple[int, ...], int, WaitingTask]
 
@@ -40,7 +40,7 @@ class Scale(NamedTuple):
 
 
 class TaskClass:
-    """Waiting tasks of equal request, warm key, allowed nodes and solitude.
+    """Waiting tasks of equal request, warm key, allowed nodes, solitude and pool.
 
     Attributes
     ----------
@@ -68,6 +68,7 @@ class TaskClass:
         "key",
         "n_tasks",
         "overtaken_since",
+        "pool",
         "rank",
         "request",
         "reserved",
@@ -81,7 +82,7 @@ class TaskClass:
 
     def __init__(self, key: ClassKey, width: float) -> None:
         self.key = key
-        self.request, self.warm_key, self.allowed, self.alone = key
+        self.request, self.warm_key, self.allowed, self.alone, self.pool = key
         self.width = width
         self.heap: list[HeapEntry] = []
         self.n_tasks = 0
@@ -150,7 +151,7 @@ class WaitingQueue:
         """
         if task.task in self._waiting:
             raise InvalidTransition(f"task {task.task}", "submit", "waiting")
-        key = (task.request, task.warm_key, task.allowed, task.alone)
+        key = (task.request, task.warm_key, task.allowed, task.alone, task.pool)
         cls = self._classes.get(key)
         if cls is None:
             cls = self._classes[key] = TaskClass(key, self._width(task.request, task.alone))
@@ -241,6 +242,23 @@ class WaitingQueue:
                 if rank < own_rank and self._is_live(entry):
                     yield entry[2], cls
 
+    def demand(self) -> list[Demand]:
+        """Count the waiting tasks by what a new node must have; those served first come first."""
+        counts: dict[tuple[Resources, str | None, bool, bool], int] = {}
+        urgent = list(self.urgent)
+        others = (cls for _, cls in self.order if cls not in self.urgent)
+        for cls in (*urgent, *others):
+            key = (cls.request, cls.pool, cls.allowed is not None, cls.alone)
+            counts[key] = counts.get(key, 0) + cls.n_tasks
+        return [
+            Demand(request=request, pool=pool, is_bound=is_bound, alone=alone, count=count)
+            for (request, pool, is_bound, alone), count in counts.items()
+        ]
+
+    def tasks_of(self, cls: TaskClass) -> list[TaskId]:
+        """Name the tasks of a class, first come first; O(tasks of the class)."""
+        return [entry[2].task for entry in sorted(cls.heap, key=_order) if self._is_live(entry)]
+
     def check(self) -> None:
         """Assert that the books are right; for tests."""
         counted = dict.fromkeys(self._classes.values(), 0)
@@ -300,6 +318,10 @@ class WaitingQueue:
         if len(self._watch) > 64 + 4 * len(self._classes):
             self._watch = [entry for entry in self._watch if _is_current(entry)]
             heapify(self._watch)
+
+
+def _order(entry: HeapEntry) -> tuple[tuple[int, ...], int]:
+    return entry[:2]
 
 
 def _is_current(entry: tuple[int, int, TaskClass]) -> bool:

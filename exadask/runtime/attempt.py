@@ -39,7 +39,7 @@ class Attempt:
         self.captured: dict[str, Captured] = {}
         self.usage: Usage | None = None
         self.is_cancelled = self.is_over = False
-        self.has_worn_slot = False
+        self.has_worn_slot = self.was_killed = False
         self.slot: Slot | None = None
         self._watch, self._kill_grace_s = watch, kill_grace_s
         self._verdict: ExadaskError | None = None
@@ -116,6 +116,7 @@ class Attempt:
         if self._verdict is not None:
             return self._failure(self._verdict)
         name = death.signal_name
+        self.was_killed = name in ("SIGTERM", "SIGKILL")
         exit_code = None if name is not None else death.returncode
         tail = self.captured["stderr"].read(_TAIL_BYTES).decode(errors="replace")
         last_lines = "\n".join(tail.splitlines()[-_TAIL_LINES:])

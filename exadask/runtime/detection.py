@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from exadask.cpulist import parse_cpulist
 from exadask.errors import InvalidRequest
 from exadask.resources import NodeShape
 from exadask.runtime.gpus import Gpus, detect_gpus
+from exadask.toml_file import read_toml
 from exadask.units import parse_bytes
 
 _HEADROOM_FRACTION = 0.05
@@ -78,17 +77,11 @@ def read_shape(path: Path) -> NodeShape:
     InvalidQuantity
         A value makes no sense.
     """
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # Python 3.10 only
-    try:
-        facts: dict[str, Any] = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidRequest(
-            f"EXADASK_NODE_SHAPE={path} cannot be read: {error}.",
-            'Write a TOML file, for example: cores = 8, gpus = 1, memory = "64GiB".',
-        ) from error
+    facts = read_toml(
+        path,
+        what=f"EXADASK_NODE_SHAPE={path}",
+        advice='Write a TOML file, for example: cores = 8, gpus = 1, memory = "64GiB".',
+    )
     unknown = [key for key in facts if key not in _SHAPE_KEYS]
     if unknown or "cores" not in facts:
         raise InvalidRequest(

@@ -21,8 +21,8 @@ import dask
 from dask._task_spec import Task, TaskRef
 from distributed import Client, Future
 
-from exadask.errors import ClusterLost, DependencyFailed
-from exadask.resources import NodeShape
+from exadask.core.events import Offer
+from exadask.errors import ClusterLost, DependencyFailed, ExadaskError
 from exadask.runtime.job import Observer, Report, Stream, Submission, TaskFailed
 from exadask.runtime.node_agent import run_task
 from exadask.runtime.parcel import Parcel
@@ -80,7 +80,7 @@ class DaskGateway:
         self._is_flush_due = False
         self._last_flush_s = 0.0
         self._is_closed = False
-        self.shapes: Sequence[NodeShape] = ()
+        self.offers: Sequence[Offer] = ()
         handlers = client._stream_handlers
         handlers["exadask-placed"] = self._on_placed
         handlers["exadask-report"] = self._on_report
@@ -139,6 +139,23 @@ class DaskGateway:
     async def output_async(self, key: str, stream: Stream) -> bytes:
         """Bring what a task has written."""
         answer: bytes = await self.client.scheduler.exadask_output(key=key, stream=stream)
+        return answer
+
+    def ask(self, question: str, **arguments: Any) -> Any:
+        """Ask the scheduler one of exadask's questions; blocks.
+
+        Raises
+        ------
+        ExadaskError
+            It does not like the question.
+        """
+        answer = pickle.loads(self.run(self._ask(question, arguments)))
+        if isinstance(answer, ExadaskError):
+            raise answer
+        return answer
+
+    async def _ask(self, question: str, arguments: dict[str, Any]) -> bytes:
+        answer: bytes = await getattr(self.client.scheduler, question)(**arguments)
         return answer
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
@@ -205,6 +222,7 @@ class DaskGateway:
             "memory_bytes": job.request.memory_bytes,
             "time_s": job.request.time_s,
             "warm_key": job.setup.key if job.setup else None,
+            "pool": submission.pool,
         }
 
     def _futures_of(self, keys: Iterable[str]) -> list[Future]:

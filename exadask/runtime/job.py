@@ -149,12 +149,15 @@ class Submission:
         Larger runs earlier.
     retries : int
         Attempts after the first that may follow an exception.
+    pool : str, optional
+        The pool that it is pinned to.
     """
 
     job: Job
     inputs: tuple[str, ...] = ()
     priority: int = 0
     retries: int = 0
+    pool: str | None = None
 
 
 class TaskFailed(Exception):

@@ -25,6 +25,7 @@ from exadask.runtime.job import Failure, Job, Report, Run, Stream, TaskFailed
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.nested import NestedService
 from exadask.runtime.parcel import Packer, Parcel
+from exadask.runtime.posting import Berth
 from exadask.runtime.slot import Captured, SlotKind, SlotPool
 from exadask.runtime.task_record import SHARE
 from exadask.runtime.thread_slot import run_in_thread
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 AGENT = "exadask-agent"
 _INLINE_OUTPUT_BYTES = 4096
 _WARM_FROM_START = 4
+_SAME_SIGNAL_S = 1.0
 _NOT_BEGUN = ("waiting", "ready", "constrained", "fetch", "flight", "missing", "cancelled")
 _serial = itertools.count()
 
@@ -56,12 +58,17 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         Limits and intervals.
     scratch : str
         A directory that is removed if the agent is killed.
+    berth : Berth, optional
+        The allocation where it sits. None: nobody will end the node.
     """
 
     name = AGENT
 
-    def __init__(self, shape: NodeShape, config: Config, scratch: str) -> None:
-        self.shape, self._config, self._scratch = shape, config, scratch
+    def __init__(
+        self, shape: NodeShape, config: Config, scratch: str, berth: Berth | None = None
+    ) -> None:
+        self.shape, self._config, self._scratch, self._berth = shape, config, scratch, berth
+        self._is_leaving = False
         self.mark = f"{os.getpid()}-{os.urandom(4).hex()}-{next(_serial)}"
         self._attempts: dict[str, Attempt] = {}
         self._outputs: dict[str, dict[str, Captured]] = {}
@@ -80,7 +87,24 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         worker.stream_handlers["exadask-resume"] = self._on_resume
         for _ in range(min(_WARM_FROM_START, self.shape.cores)):
             self._slots.start(self._kind((), ()))
-        worker.batched_stream.send({"op": "exadask-node", "shape": pickle.dumps(self.shape)})
+        self._report_for_duty(worker)
+
+    def _report_for_duty(self, worker: Worker) -> None:
+        berth = self._berth
+        worker.batched_stream.send(
+            {
+                "op": "exadask-node",
+                "shape": pickle.dumps(self.shape),
+                "pool": berth.pool if berth else None,
+                "allocation": berth.allocation if berth else None,
+                "left_s": berth.left_s if berth else None,
+            }
+        )
+
+    def leave(self) -> None:
+        """Say that the batch system ends this node: what runs here goes back to the queue."""
+        self._is_leaving = True
+        self._send("exadask-leaving")
 
     async def teardown(self, worker: Worker) -> None:
         """End everything that runs here."""
@@ -129,7 +153,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             if attempt.is_cancelled:
                 raise Cancelled
             outcome = await self._outcome(attempt, inputs, grant)
-            if attempt.is_cancelled:
+            if attempt.is_cancelled or await self._is_cut_off(attempt):
                 raise Cancelled
             return outcome
         finally:
@@ -138,6 +162,18 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             if self._attempts.get(job.key) is attempt:
                 del self._attempts[job.key]
             self._report(attempt, share, outcome)
+
+    async def _is_cut_off(self, attempt: Attempt) -> bool:
+        """Whether a task was killed because its whole node is being ended.
+
+        Batch systems signal all processes of a job, so that the task's end may be seen first.
+        """
+        if self._berth is None or not attempt.was_killed:
+            return False
+        deadline_s = asyncio.get_running_loop().time() + _SAME_SIGNAL_S
+        while not self._is_leaving and asyncio.get_running_loop().time() < deadline_s:
+            await asyncio.sleep(_SAME_SIGNAL_S / 20)
+        return self._is_leaving
 
     async def _outcome(self, attempt: Attempt, inputs: tuple[object, ...], grant: Grant) -> object:
         try:

@@ -21,12 +21,14 @@ from typing import Any
 from distributed import Scheduler, SchedulerPlugin
 from distributed.scheduler import TaskState
 
+from exadask.core.events import Demand
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
 from exadask.core.placement import Place, Placement, Resume, WaitingTask
-from exadask.errors import ImpossibleRequest, NodeLost
+from exadask.errors import AllocationFailed, ExadaskError, ImpossibleRequest, NodeLost
 from exadask.resources import NodeShape
 from exadask.runtime.job import Failure, TaskFailed
 from exadask.runtime.parcel import Packer
+from exadask.runtime.roster import Roster
 from exadask.runtime.task_record import (
     SHARE,
     TaskRecord,
@@ -56,8 +58,10 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self.placement = Placement(reserve_after_s=reserve_after_s)
         self._records: dict[str, TaskRecord] = {}
         self._draining: set[int] = set()
-        self._addresses: dict[NodeId, str] = {}
-        self._nodes: dict[str, NodeId] = {}
+        self.roster = Roster()
+        self.failures: list[AllocationFailed] = []
+        self.on_waiting: Callable[[], None] = _do_nothing
+        self.why_no_node: Callable[[Demand], str | None] = lambda demand: None
         self._held: set[str] = set()
         self._cancelled_early: set[str] = set()
         self._placing: set[str] = set()
@@ -70,6 +74,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self._loop = asyncio.get_running_loop()
         scheduler.stream_handlers |= {
             "exadask-node": self._on_node,
+            "exadask-leaving": self._on_leaving,
             "exadask-cancel": self._on_cancel,
             "exadask-report": self._on_report,
             "exadask-ended": self._on_ended,
@@ -130,7 +135,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
                 continue
             if ts.state == "released" and not ts.resource_restrictions:
                 self._records[key] = TaskRecord.of(
-                    ts, allowed_nodes(ts, self._scheduler, self._nodes)
+                    ts, allowed_nodes(ts, self._scheduler, self.roster.by_address)
                 )
                 self._hold(ts)
 
@@ -163,6 +168,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     def _enqueue(self, key: str, record: TaskRecord) -> None:
         ts = self._scheduler.tasks[key]
+        record.lost_on = [node for node in record.lost_on if node not in self.roster.excused]
         if len(record.lost_on) >= _MAX_NODES_LOST:
             self._stop(key, NodeLost(record.name, tuple(record.lost_on)))
             return
@@ -170,19 +176,40 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             task=TaskId(key),
             request=record.request,
             priority=tuple(ts.priority),
-            locality=local_bytes(ts, self._nodes),
+            locality=local_bytes(ts, self.roster.by_address),
             warm_key=record.warm_key,
             allowed=record.allowed,
+            pool=record.pool,
             alone=len(record.lost_on) == _MAX_NODES_LOST - 1,
         )
         try:
             self.placement.submit(task, self._loop.time())
-        except ImpossibleRequest as error:
-            self._stop(key, ImpossibleRequest(record.name, error.asked, error.largest))
+        except ImpossibleRequest:
+            self._stop(key, self._impossible(record))
         else:
             self._dispatch_soon()
 
-    def _stop(self, key: str, error: ImpossibleRequest | NodeLost) -> None:
+    def give_up_hopeless(self) -> None:
+        """Fail the waiting tasks that no node can ever run, connected or still to come."""
+        for task in self.placement.hopeless(self._loop.time()):
+            self.placement.withdraw(task)
+            self._stop(task, self._impossible(self._records[task]))
+
+    def _impossible(self, record: TaskRecord) -> ExadaskError:
+        """Say why no node will ever run a task: its pool is closed, or it asks for too much."""
+        failed = [one for one in self.failures if record.pool in (None, one.pool)]
+        if failed:
+            return failed[-1]
+        task = WaitingTask(
+            task=TaskId(record.name), request=record.request, priority=(), pool=record.pool
+        )
+        try:
+            self.placement.require_possible(task, self._loop.time())
+        except ImpossibleRequest as error:
+            return error
+        return AllocationFailed(record.pool or "any", "no node is left that could run the task.")
+
+    def _stop(self, key: str, error: ExadaskError) -> None:
         """Fail a held task; Dask must first have finished the transition that led here."""
         record = self._records[key]
         failure = Failure(
@@ -211,10 +238,10 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         share, record.share = record.share, None
         if share is None:
             return
-        is_node_lost = self._addresses.get(share.node) not in self._scheduler.workers
+        is_node_lost = self.roster.address_of(share.node) not in self._scheduler.workers
         if is_node_lost:
             if finish == "released":
-                record.lost_on.append(str(share.node))
+                record.lost_on.append(share.node)
             return
         record.lost_on.clear()
         if record.has_ended or finish in ("memory", "erred", "waiting"):
@@ -228,7 +255,8 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     def _charge(self, key: str, record: TaskRecord) -> None:
         """Book a task that Dask sent to a node by itself (for example a shuffle's)."""
         ts = self._scheduler.tasks[key]
-        node = self._nodes.get(ts.processing_on.address) if ts.processing_on else None
+        worker = ts.processing_on
+        node = self.roster.by_address.get(worker.address) if worker else None
         if node is not None:
             record.charge = self.placement.charge(TaskId(key), node, record.request)
 
@@ -263,22 +291,41 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     # -- nodes ------------------------------------------------------------------------------
 
-    def _on_node(self, shape: bytes, worker: str, **_: object) -> None:
+    def _on_node(
+        self,
+        shape: bytes,
+        worker: str,
+        pool: str | None,
+        allocation: str | None,
+        left_s: float | None,
+        **_: object,
+    ) -> None:
         ws = self._scheduler.workers.get(worker)
         if ws is None:
             return
-        node = NodeId(str(ws.name))
-        self._addresses[node], self._nodes[worker] = worker, node
+        node, declared = NodeId(str(ws.name)), pickle.loads(shape)
         self._scheduler.stream_comms[worker].interval = 0.0005
-        declared: NodeShape = pickle.loads(shape)
-        self.placement.add_node(node, declared)
+        ends_at = None if left_s is None else self._loop.time() + left_s
+        self.placement.add_node(node, declared, ends_at=ends_at, pool=pool)
+        self.roster.join(node, worker, pool, allocation, declared)
         self._follow_status(worker)
+
+    def _on_leaving(self, worker: str, **_: object) -> None:
+        node = self.roster.by_address.get(worker)
+        if node is not None:
+            self.placement.pause_node(node)
+            self.roster.announce_leaving(node)
+
+    def close_node(self, node: NodeId) -> None:
+        """Place nothing more on a node; it is about to go, and nobody is to blame."""
+        self.roster.leaving.add(node)
+        self.roster.excuse([node])
+        self.placement.pause_node(node)
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: object) -> None:
         """Strike a node from the books, with all that was on it."""
-        node = self._nodes.pop(worker, None)
+        node = self.roster.leave(worker)
         if node is not None:
-            self._addresses.pop(node, None)
             self.placement.remove_node(node)
             self._dispatch_soon()
 
@@ -287,11 +334,12 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         if isinstance(msg, dict) and msg.get("action") == "worker-status-change":
             self._loop.call_soon(self._follow_status, topic)  # Dask tells before it acts
 
-    def _follow_status(self, worker: str) -> None:
-        node, ws = self._nodes.get(worker), self._scheduler.workers.get(worker)
+    def _follow_status(self, worker: str | None) -> None:
+        node = self.roster.by_address.get(worker or "")
+        ws = self._scheduler.workers.get(worker)
         if node is None or ws is None:
             return
-        if ws in self._scheduler.running:
+        if ws in self._scheduler.running and node not in self.roster.leaving:
             self.placement.resume_node(node)
             self._dispatch_soon()
         else:
@@ -327,11 +375,13 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         pinned, self._placing = self._placing, set()
         for place in places:
             self._verify(place, was_pinned=place.task in pinned)
+        if self.placement.n_waiting:
+            self.on_waiting()
         self._set_timer()
 
     def _pin(self, place: Place) -> bool:
         record, ts = self._records.get(place.task), self._scheduler.tasks.get(place.task)
-        address = self._addresses.get(place.share.node)
+        address = self.roster.address_of(place.share.node)
         if record is None or ts is None or ts.state != "no-worker" or address is None:
             return False
         record.attempts += 1
@@ -354,7 +404,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self._tell(record, news)
             return
         self.placement.release(place.share.share_id)
-        self._follow_status(self._addresses.get(place.share.node, ""))
+        self._follow_status(self.roster.address_of(place.share.node))
         if record is not None:
             record.share = None
             if ts is not None and ts.state == "no-worker":
@@ -362,7 +412,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
                 self._enqueue(place.task, record)
 
     def _resume(self, share: Share) -> None:
-        address = self._addresses.get(share.node)
+        address = self.roster.address_of(share.node)
         if address in self._scheduler.stream_comms:
             message = {"op": "exadask-resume", "share": share_on_wire(share)}
             self._scheduler.stream_comms[address].send(message)
@@ -375,6 +425,10 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     # -- questions --------------------------------------------------------------------------
 
+    def shapes(self) -> dict[str, NodeShape]:
+        """Say what each connected node offers."""
+        return {str(name): node.shape for name, node in self.placement.nodes.items()}
+
     async def explain(self, key: str) -> str:
         """Say what a task waits for, or where it runs."""
         ts = self._scheduler.tasks.get(key)
@@ -384,8 +438,17 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             names = sorted(self._name(one.key) for one in ts.waiting_on)
             return f"waiting for {len(names)} of its inputs: {', '.join(names[:5])}"
         if ts.state in ("no-worker", "processing"):
-            return self.placement.explain(TaskId(key), self._loop.time())
+            where = self.placement.explain(TaskId(key), self._loop.time())
+            why = self._why_no_node_for(key) if ts.state == "no-worker" else None
+            return where if why is None else f"{where}; {why}"
         return str({"memory": "finished", "erred": "failed"}.get(ts.state, ts.state))
+
+    def _why_no_node_for(self, key: str) -> str | None:
+        record = self._records.get(key)
+        if record is None:
+            return None
+        is_bound = record.allowed is not None
+        return self.why_no_node(Demand(request=record.request, pool=record.pool, is_bound=is_bound))
 
     def _name(self, key: str) -> str:
         record = self._records.get(key)
@@ -400,3 +463,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             key=key, stream=stream
         )
         return written
+
+
+def _do_nothing() -> None:
+    """Nobody wants to know."""

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 _PROCESS = os.urandom(8)
 _serial = itertools.count()
@@ -102,9 +103,11 @@ class Segment:
     def __sizeof__(self) -> int:
         return self.nbytes
 
-    def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Segment], tuple[object, ...]]:
+    def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Segment], tuple[object, ...]]:
         if getattr(_mode, "within_process", False):
             return _same, (self.token,)
+        if protocol < 5:  # Dask's scheduler speaks protocol 4, without buffers out of band
+            return _rebuilt, (self.token, self.nbytes, bytes(self.view()))
         return _rebuilt, (self.token, self.nbytes, pickle.PickleBuffer(self.view()))
 
 

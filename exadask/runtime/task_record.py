@@ -32,6 +32,8 @@ class TaskRecord:
         The client that submitted it through exadask.
     warm_key : str or None
         What a node should be warm for.
+    pool : str or None
+        The pool that it is pinned to.
     allowed : frozenset of NodeId or None
         The only nodes where it may run.
     share : Share or None
@@ -44,7 +46,7 @@ class TaskRecord:
         Address of the node where it runs or last ran.
     attempts : int
         How many times it was placed.
-    lost_on : list of str
+    lost_on : list of NodeId
         Nodes that died in a row while it was there.
     """
 
@@ -52,13 +54,14 @@ class TaskRecord:
     name: str
     client: str | None
     warm_key: str | None
+    pool: str | None
     allowed: frozenset[NodeId] | None
     share: Share | None = None
     has_ended: bool = False
     charge: ShareId | None = None
     node: str | None = None
     attempts: int = 0
-    lost_on: list[str] = field(default_factory=list)
+    lost_on: list[NodeId] = field(default_factory=list)
 
     @classmethod
     def of(cls, ts: TaskState, allowed: frozenset[NodeId] | None) -> TaskRecord:
@@ -70,6 +73,7 @@ class TaskRecord:
             name=wish["name"] if wish else str(ts.key),
             client=wish["client"] if wish else None,
             warm_key=wish["warm_key"] if wish else None,
+            pool=wish["pool"] if wish else None,
             allowed=allowed,
         )
 

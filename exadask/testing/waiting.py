@@ -8,7 +8,9 @@ from collections.abc import Callable
 _POLL_S = 0.01
 
 
-def eventually(predicate: Callable[[], object], *, timeout_s: float = 30.0) -> None:
+def eventually(
+    predicate: Callable[[], object], *, timeout_s: float = 30.0, poll_s: float = _POLL_S
+) -> None:
     """Wait until something is so.
 
     Parameters
@@ -17,6 +19,8 @@ def eventually(predicate: Callable[[], object], *, timeout_s: float = 30.0) -> N
         Asked again and again, until what it returns counts as true.
     timeout_s : float
         How long to wait at most [s].
+    poll_s : float
+        How long to wait before asking again [s].
 
     Raises
     ------
@@ -31,4 +35,4 @@ def eventually(predicate: Callable[[], object], *, timeout_s: float = 30.0) -> N
     while not predicate():
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"{predicate!r} was still not true after {timeout_s:g} s")
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)

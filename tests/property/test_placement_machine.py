@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
 from exadask.core.node import HeldState, Node
-from exadask.core.placement import Place, Placement, WaitingTask
+from exadask.core.placement import Offer, Place, Placement, WaitingTask
 from exadask.core.queue import ClassKey
 from exadask.errors import ImpossibleRequest
 from exadask.resources import GPU_UNIT, NodeShape, Resources
@@ -42,7 +42,7 @@ shapes = st.sampled_from(
 
 
 def class_of(task: WaitingTask) -> ClassKey:
-    return (task.request, task.warm_key, task.allowed, task.alone)
+    return (task.request, task.warm_key, task.allowed, task.alone, task.pool)
 
 
 class PlacementMachine(RuleBasedStateMachine):
@@ -59,6 +59,7 @@ class PlacementMachine(RuleBasedStateMachine):
         self.lent: dict[ShareId, Share] = {}
         self.charged: dict[ShareId, NodeId] = {}
         self.ends_at: dict[NodeId, float] = {}
+        self.pools: dict[NodeId, str | None] = {}
 
     @initialize(shape=shapes)
     def begin(self, shape: NodeShape) -> None:
@@ -67,13 +68,33 @@ class PlacementMachine(RuleBasedStateMachine):
     # -- nodes ------------------------------------------------------------------------------
 
     @rule(
-        name=st.sampled_from(NAMES), shape=shapes, lasts_s=st.sampled_from([None, None, 15.0, 60.0])
+        name=st.sampled_from(NAMES),
+        shape=shapes,
+        lasts_s=st.sampled_from([None, None, 15.0, 60.0]),
+        pool=st.sampled_from([None, "p", "q"]),
     )
-    def join(self, name: NodeId, shape: NodeShape, lasts_s: float | None) -> None:
+    def join(self, name: NodeId, shape: NodeShape, lasts_s: float | None, pool: str | None) -> None:
         if name not in self.core.nodes:
             ends_at = None if lasts_s is None else self.now + lasts_s
-            self.core.add_node(name, shape, ends_at=ends_at)
+            self.core.add_node(name, shape, ends_at=ends_at, pool=pool)
             self.ends_at[name] = float("inf") if ends_at is None else ends_at
+            self.pools[name] = pool
+
+    @rule(name=st.sampled_from(NAMES), lasts_s=st.sampled_from([None, 1.0, 15.0, 60.0]))
+    def change_end(self, name: NodeId, lasts_s: float | None) -> None:
+        ends_at = None if lasts_s is None else self.now + lasts_s
+        self.core.set_end(name, ends_at)
+        if name in self.core.nodes:
+            self.ends_at[name] = float("inf") if ends_at is None else ends_at
+
+    @rule(
+        shape=st.one_of(st.none(), shapes),
+        pool=st.sampled_from(["p", "q"]),
+        walltime_s=st.sampled_from([10.0, 60.0]),
+        n_offers=st.integers(0, 1),
+    )
+    def offer(self, shape: NodeShape | None, pool: str, walltime_s: float, n_offers: int) -> None:
+        self.core.offers = [Offer(pool=pool, shape=shape, walltime_s=walltime_s)] * n_offers
 
     @rule(name=st.sampled_from(NAMES), is_late=st.booleans())
     def leave(self, name: NodeId, is_late: bool) -> None:
@@ -108,6 +129,7 @@ class PlacementMachine(RuleBasedStateMachine):
         alone=st.sampled_from([False] * 7 + [True]),
         local=st.dictionaries(st.sampled_from(NAMES), st.sampled_from([10, 10**5, 10**6])),
         copies=st.integers(1, 4),
+        pool=st.sampled_from([None, None, None, "p", "q"]),
     )
     def submit(
         self,
@@ -118,6 +140,7 @@ class PlacementMachine(RuleBasedStateMachine):
         alone: bool,
         local: dict[NodeId, int],
         copies: int,
+        pool: str | None,
     ) -> None:
         for _ in range(copies):
             self.n_tasks += 1
@@ -129,16 +152,26 @@ class PlacementMachine(RuleBasedStateMachine):
                 warm_key=warm_key,
                 allowed=allowed,
                 alone=alone,
+                pool=pool,
             )
-            nodes = self.core.nodes.values()
             try:
                 self.core.submit(task, self.now)
             except ImpossibleRequest:
-                assert nodes
-                assert not any(node.shape.fits(request) for node in nodes)
+                assert self.core.nodes or self.core.offers
+                assert not self._could_run(task)
             else:
-                assert not nodes or any(node.shape.fits(request) for node in nodes)
+                is_known = self.core.nodes or self.core.offers
+                assert not is_known or self._could_run(task, is_late_too=True)
                 self.waiting[task.task] = task
+
+    def _could_run(self, task: WaitingTask, *, is_late_too: bool = False) -> bool:
+        """Whether a node or an offer could ever run a task, wherever it is allowed."""
+        return any(offer.fits(task.request, task.pool) for offer in self.core.offers) or any(
+            node.shape.fits(task.request)
+            and task.pool in (None, self.pools.get(node.name))
+            and (node.has_time(task.request, self.now) or (is_late_too and not task.request.time_s))
+            for node in self.core.nodes.values()
+        )
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -241,6 +274,7 @@ class PlacementMachine(RuleBasedStateMachine):
         assert share.memory_bytes == (request.memory_bytes or 0)
         assert not node.is_paused
         assert task.allowed is None or share.node in task.allowed
+        assert task.pool in (None, self.pools.get(share.node))
         ends_at = self.ends_at.get(share.node, float("inf"))
         assert self.now + (request.time_s or 0.0) <= ends_at
         neighbours = [one for one in self.running.values() if one.node == share.node]
@@ -271,6 +305,8 @@ class PlacementMachine(RuleBasedStateMachine):
                 continue
             if other.allowed is not None and share.node not in other.allowed:
                 continue
+            if other.pool not in (None, self.pools.get(share.node)):
+                continue
             fits_gpus = (
                 units.count(GPU_UNIT) * GPU_UNIT >= request.gpu_units
                 if request.gpu_units >= GPU_UNIT
@@ -298,6 +334,16 @@ class PlacementMachine(RuleBasedStateMachine):
             if share_id not in self.charged
         }
         assert states == {**dict.fromkeys(self.running, True), **dict.fromkeys(self.lent, False)}
+        assert sum(one.count for one in self.core.demand()) == len(self.waiting)
+        hopeless = set(self.core.hopeless(self.now))
+        for task in self.waiting.values():
+            is_offered = any(offer.fits(task.request, task.pool) for offer in self.core.offers)
+            can_run = any(self._can_run(task, node) for node in self.core.nodes.values())
+            has_hope = can_run or (is_offered and task.allowed is None)
+            assert (task.task in hopeless) == (not has_hope), task
+        idle = self.core.idle_nodes()
+        for name, node in self.core.nodes.items():
+            assert (name in idle) == (node.reserved_for is None and not node.shares)
 
     def teardown(self) -> None:
         """Let everything end: what can run runs, and nothing is left behind."""
@@ -323,6 +369,7 @@ class PlacementMachine(RuleBasedStateMachine):
 
     def _can_run(self, task: WaitingTask, node: Node) -> bool:
         is_allowed = task.allowed is None or node.name in task.allowed
+        is_allowed = is_allowed and task.pool in (None, self.pools.get(node.name))
         return (
             is_allowed and node.shape.fits(task.request) and node.has_time(task.request, self.now)
         )

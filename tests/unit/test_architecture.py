@@ -10,7 +10,7 @@ from pathlib import Path
 import exadask
 
 _ROOT = Path(exadask.__file__).parent
-_BASE = {"errors", "units", "resources", "config", "cpulist", "pool"}
+_BASE = {"errors", "units", "resources", "config", "cpulist", "pool", "toml_file"}
 _ALLOWED = {
     "core": {"core"} | _BASE,
     "batch": {"batch"} | _BASE,
@@ -18,11 +18,13 @@ _ALLOWED = {
     "runtime": {"runtime", "batch", "core"} | _BASE,
     "monitor": {"monitor", "runtime", "core"} | _BASE,
     "testing": {"testing", "runtime", "batch", "core"} | _BASE,
-    "cli": {"cli", "sites", "batch", "executor", "future", "tasks", "monitor", "runtime", "core"}
+    "cli": {"cli", "sites", "executor", "opening", "future", "tasks", "monitor", "runtime"}
+    | {"batch", "core"}
     | _BASE,
     "tasks": {"executor", "future", "runtime"} | _BASE,
     "commands": {"executor", "future", "runtime", "tasks"} | _BASE,
-    "executor": {"future", "packing", "sites", "tasks", "monitor", "runtime", "core"} | _BASE,
+    "executor": {"future", "opening", "packing", "tasks", "monitor", "runtime", "core"} | _BASE,
+    "opening": {"sites", "runtime"} | _BASE,
     "packing": {"future", "tasks", "runtime"} | _BASE,
     "waiting": {"future", "monitor", "runtime"} | _BASE,
     "future": {"monitor", "runtime", "core"} | _BASE,
@@ -30,6 +32,7 @@ _ALLOWED = {
     "resources": _BASE,
     "pool": _BASE,
     "cpulist": set[str](),
+    "toml_file": {"errors"},
     "units": {"errors"},
     "errors": set[str](),
     "__init__": {"commands", "executor", "future", "pool", "tasks", "waiting"} | _BASE,

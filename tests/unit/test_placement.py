@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
-from exadask.core.placement import Placement, Resume, WaitingTask
+from exadask.core.placement import Offer, Placement, Resume, WaitingTask
 from exadask.errors import ImpossibleRequest, InvalidTransition
 from exadask.resources import NodeShape, Resources
 
@@ -24,10 +24,16 @@ class Cluster:
             self.join(f"node-{index}", n_cores)
 
     def join(
-        self, name: str, cores: int = 4, gpus: int = 0, *, ends_at: float | None = None
+        self,
+        name: str,
+        cores: int = 4,
+        gpus: int = 0,
+        *,
+        ends_at: float | None = None,
+        pool: str | None = None,
     ) -> None:
         shape = NodeShape.declare(cores=cores, gpus=gpus, memory=1024)
-        self.core.add_node(NodeId(name), shape, ends_at=ends_at)
+        self.core.add_node(NodeId(name), shape, ends_at=ends_at, pool=pool)
         self.core.check()
 
     def submit(
@@ -43,6 +49,7 @@ class Cluster:
         warm: str | None = None,
         allowed: tuple[str, ...] | None = None,
         alone: bool = False,
+        pool: str | None = None,
     ) -> None:
         task = WaitingTask(
             task=TaskId(name),
@@ -52,6 +59,7 @@ class Cluster:
             warm_key=warm,
             allowed=None if allowed is None else frozenset(map(NodeId, allowed)),
             alone=alone,
+            pool=pool,
         )
         self.core.submit(task, self.now)
         self.core.check()
@@ -270,7 +278,7 @@ def test_what_can_never_run_is_refused() -> None:
         cluster.submit("a", 5)
     with pytest.raises(ImpossibleRequest, match="1 GPU"):
         cluster.submit("a", 1, gpus=1)
-    cluster.core.possible_shapes = [NodeShape.declare(cores=8)]
+    cluster.core.offers = [Offer(pool="big", shape=NodeShape.declare(cores=8))]
     cluster.submit("a", 5)
     assert cluster.core.waiting(TaskId("a"))
 
@@ -279,7 +287,7 @@ def test_with_no_nodes_at_all_a_task_waits() -> None:
     cluster = Cluster()
     cluster.submit("a", 500)
     assert cluster.dispatch() == []
-    cluster.core.possible_shapes = [NodeShape.declare(cores=8)]
+    cluster.core.offers = [Offer(pool="big", shape=NodeShape.declare(cores=8))]
     with pytest.raises(ImpossibleRequest):
         cluster.submit("b", 500)
 
@@ -746,6 +754,7 @@ def test_explain_what_is_short() -> None:
 def test_explain_time_solitude_and_order() -> None:
     cluster = Cluster()
     cluster.join("node-0", 4, ends_at=60.0)
+    cluster.core.offers = [Offer(pool="cpu", walltime_s=7200.0)]
     cluster.submit("long", 1, time_s=7200)
     cluster.submit("a", 1)
     cluster.dispatch()

@@ -1,0 +1,114 @@
+"""What could ever run a task: the nodes that are there, and those that may still join."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from exadask.core.events import Offer, WaitingTask
+from exadask.core.ledger import TaskId
+from exadask.core.nodes import NodeIndex
+from exadask.core.queue import TaskClass, WaitingQueue
+from exadask.errors import ImpossibleRequest
+from exadask.resources import GPU_UNIT, NodeShape, Resources
+from exadask.units import render_seconds
+
+__all__ = ["check_possible", "hopeless", "impossible", "nearest"]
+
+
+def impossible(
+    task: str, request: Resources, pool: str | None, offers: Sequence[Offer]
+) -> ImpossibleRequest | None:
+    """Say why no offer can ever run a task.
+
+    Parameters
+    ----------
+    task : str
+        How to call the task.
+    request : Resources
+        What it asks for.
+    pool : str, optional
+        The only pool whose nodes may run it. None: any.
+    offers : sequence of Offer
+        The nodes that there are and that may still join.
+
+    Returns
+    -------
+    ImpossibleRequest or None
+        An error that names what is in the way; None if an offer fits, or if nothing is offered at
+        all, since then nothing is known.
+    """
+    if not offers or any(offer.fits(request, pool) for offer in offers):
+        return None
+    asked = str(request) if pool is None else f"{request} in pool {pool!r}"
+    among = [offer for offer in offers if pool in (None, offer.pool)]
+    if not among:
+        pools = dict.fromkeys(offer.pool for offer in offers if offer.pool is not None)
+        there_are = f"open are: {', '.join(pools)}" if pools else "there are no pools here"
+        return ImpossibleRequest(task, asked, there_are, "pool")
+    roomy = [one.walltime_s for one in among if one.shape is None or one.shape.fits(request)]
+    if roomy:
+        return ImpossibleRequest(task, asked, render_seconds(max(roomy)), "time")
+    shapes = [offer.shape for offer in among if offer.shape is not None]
+    return ImpossibleRequest(task, asked, str(nearest(shapes, request)), "node")
+
+
+def check_possible(
+    nodes: NodeIndex, offers: Sequence[Offer], task: WaitingTask, now: float
+) -> None:
+    """Raise `ImpossibleRequest` if neither a connected node nor an offer can ever run a task.
+
+    With neither nodes nor offers nothing is known, so that nothing is impossible.
+    """
+    request, pool = task.request, task.pool
+    candidates = nodes.fitting(request, pool)
+    if any(node.has_time(request, now) for node in nodes.members(candidates)):
+        return
+    if any(offer.fits(request, pool) for offer in offers):
+        return
+    connected = [
+        Offer(pool=node.pool, shape=node.shape, walltime_s=max(0.0, node.ends_at - now))
+        for node in nodes.by_id.values()
+    ]
+    error = impossible(task.task, request, pool, [*offers, *connected])
+    if error is not None:
+        raise error
+
+
+def hopeless(
+    nodes: NodeIndex, queue: WaitingQueue, offers: Sequence[Offer], now: float
+) -> list[TaskId]:
+    """Name the waiting tasks that neither a connected node nor an offer can ever run."""
+    return [
+        task
+        for _, cls in queue.order
+        if not _has_hope(nodes, offers, cls, now)
+        for task in queue.tasks_of(cls)
+    ]
+
+
+def nearest(shapes: Sequence[NodeShape], request: Resources) -> NodeShape:
+    """Choose the shape that has enough of most resources; then the largest.
+
+    Raises
+    ------
+    ValueError
+        There are no shapes.
+    """
+    return max(
+        shapes,
+        key=lambda shape: (
+            (request.gpu_units <= shape.gpus * GPU_UNIT)
+            + (request.cores <= shape.cores)
+            + ((request.memory_bytes or 0) <= shape.memory_bytes),
+            shape.cores,
+            shape.gpus,
+            shape.memory_bytes,
+        ),
+    )
+
+
+def _has_hope(nodes: NodeIndex, offers: Sequence[Offer], cls: TaskClass, now: float) -> bool:
+    # Nodes that are still to come have new names, so that they cannot be among the allowed ones.
+    if cls.allowed is None and any(offer.fits(cls.request, cls.pool) for offer in offers):
+        return True
+    return any(node.has_time(cls.request, now) for node in nodes.members(nodes.runnable(cls)))

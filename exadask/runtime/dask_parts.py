@@ -1,0 +1,88 @@
+"""Dask's scheduler and worker as exadask wants them: no open port, no noise."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+from distributed import Scheduler, Worker
+
+_LOGGERS = ("distributed", "distributed.client")
+_NOISY = ("distributed.worker", "distributed.scheduler")
+_NO_NEWS = ("TaskFailed(", "Could not find data", "failed to acquire keys")
+_OPEN_FILES = 2**16
+_MIN_THREADS = 256
+
+SETTINGS: dict[str, Any] = {
+    "distributed.worker.http.routes": [],
+    "distributed.worker.profile.enabled": False,
+    # A pinned task cannot be stolen, and looking for one costs time for each.
+    "distributed.scheduler.work-stealing": False,
+    # Tasks are held in the state that this timeout is about.
+    "distributed.scheduler.no-workers-timeout": None,
+}
+"""For every scheduler and every agent."""
+
+NETWORK_SETTINGS: dict[str, Any] = SETTINGS | {
+    # Dask counts every node that its walltime ends against the tasks there; we count ourselves.
+    "distributed.scheduler.allowed-failures": 1_000_000,
+    # A node whose power failed sends nothing, not even the end of its connection.
+    "distributed.scheduler.worker-ttl": "120s",
+    # Thousands of agents that join at the same time need several seconds in all.
+    "distributed.comm.timeouts.connect": "60s",
+    "distributed.comm.timeouts.tcp": "60s",
+    "distributed.scheduler.locks.lease-timeout": "60s",
+}
+"""For those that speak over a network."""
+
+
+class PortlessScheduler(Scheduler):  # type: ignore[misc]  # distributed is untyped
+    """A scheduler without a dashboard."""
+
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        """Open no port."""
+
+
+class PortlessWorker(Worker):  # type: ignore[misc]  # distributed is untyped
+    """A worker without a dashboard."""
+
+    def start_http_server(self, *_: Any, **__: Any) -> None:
+        """Open no port."""
+
+
+def threads_for(cores: int) -> int:
+    """How many tasks Dask may start on a node at once: the placement decides, never Dask."""
+    return max(_MIN_THREADS, 8 * cores)
+
+
+def allow_many_files() -> None:
+    """Raise the soft limit of open files: large results and connections are one each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+@contextlib.contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Keep Dask from reporting on the user's terminal what exadask reports as errors."""
+    before = {name: logging.getLogger(name).level for name in _LOGGERS}
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in _NOISY:
+        logging.getLogger(name).addFilter(_is_news)
+    try:
+        yield
+    finally:
+        for name in _NOISY:
+            logging.getLogger(name).removeFilter(_is_news)
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Drop what is said better elsewhere: by a future that failed, by whoever moves results."""
+    return not any(text in record.getMessage() for text in _NO_NEWS)

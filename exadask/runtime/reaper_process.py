@@ -1,0 +1,46 @@
+"""The owner's side of the reaper: keeps it told what to end if this process is killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from exadask.runtime import reaper
+from exadask.runtime.run_folder import RunFolder
+
+_ORDERS = "cancel.json"
+
+
+class Reaper:
+    """A process that ends the jobs of a run if this one ends without a farewell.
+
+    Parameters
+    ----------
+    run : RunFolder
+        The run; its keys are removed as well.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        orders = self._write([])
+        secrets = [run.tls, run.depot, run.path / "cluster.json", orders]
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(reaper.__file__), str(orders), *map(str, secrets)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def expect(self, commands: Sequence[Sequence[str]]) -> None:
+        """Have these commands run if this process is killed."""
+        self._write(commands)
+
+    def dismiss(self) -> None:
+        """Let it go: everything is ended, or has been told to."""
+        assert self._process.stdin is not None
+        self._process.communicate(reaper.FAREWELL)
+        (self._run.path / _ORDERS).unlink(missing_ok=True)
+
+    def _write(self, commands: Sequence[Sequence[str]]) -> Path:
+        return self._run.write_private(_ORDERS, [list(argv) for argv in commands])

@@ -1,0 +1,172 @@
+"""The folder of a run: what its processes tell each other by files, and what stays to be read.
+
+```text
+exadask-runs/2026-01-31-120000-4711/     0700
+  cluster.json        where the scheduler listens, 0600; gone when it has ended
+  tls/                keys and certificate, 0600; gone when it has ended
+  allocations/NAME/   job.sh, node.sh, agent.json, job.log, exit-code
+  depot/              results that outgrew the scheduler's memory; gone when it has ended
+exadask-runs/latest                      a link to the last one
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exadask.errors import RunFolderError
+
+RUNS = "exadask-runs"
+_CLUSTER = "cluster.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder of one run; made by `RunFolder.create`, found by `RunFolder.find`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, parent: Path) -> RunFolder:
+        """Make the folder of a new run, which only its owner can enter.
+
+        Parameters
+        ----------
+        parent : Path
+            Where runs are kept; all nodes must see it under the same name.
+
+        Raises
+        ------
+        RunFolderError
+            It cannot be made or written.
+        """
+        name = f"{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            path = _new_folder(parent.resolve(), name)
+            (path / "allocations").mkdir()
+        except OSError as error:
+            raise RunFolderError(
+                str(parent),
+                error.strerror or str(error),
+                "Choose one that you can write and all nodes see: run_folder=, or "
+                "EXADASK_RUN_FOLDER.",
+            ) from error
+        _link_latest(parent, path)
+        return cls(path)
+
+    @classmethod
+    def find(cls, given: str | Path) -> RunFolder:
+        """Find the folder of a run by its path, or by its name below ``exadask-runs``.
+
+        Raises
+        ------
+        RunFolderError
+            There is none, or it is somebody else's.
+        """
+        for path in (Path(given), Path(RUNS) / given):
+            if (path / "allocations").is_dir():
+                found = path.resolve()
+                status = found.stat()
+                if status.st_uid != os.getuid() or status.st_mode & 0o077:
+                    raise RunFolderError(
+                        str(found),
+                        "others could have written in it",
+                        f"It must belong to you alone: chmod 700 {found}",
+                    )
+                return cls(found)
+        known = sorted(one.name for one in Path(RUNS).glob("*/") if one.name != "latest")
+        raise RunFolderError(
+            str(given),
+            "there is no such run",
+            f"Runs here: {', '.join(known[-5:]) or 'none'}.",
+        )
+
+    @property
+    def tls(self) -> Path:
+        """Where the keys lie."""
+        return self.path / "tls"
+
+    @property
+    def depot(self) -> Path:
+        """Where results go that outgrew the scheduler's memory."""
+        return self.path / "depot"
+
+    @property
+    def scheduler_log(self) -> Path:
+        """The log of a standing scheduler."""
+        return self.path / "scheduler.log"
+
+    def allocation(self, name: str) -> Path:
+        """The folder of an allocation."""
+        return self.path / "allocations" / name
+
+    def write_private(self, name: str, facts: Mapping[str, Any] | Sequence[Any]) -> Path:
+        """Write facts as JSON into a file that only its owner can read; all of it or nothing."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        draft = path.with_name(path.name + ".draft")
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump(facts, file, indent=1)
+        draft.replace(path)
+        return path
+
+    def publish(self, facts: Mapping[str, Any]) -> None:
+        """Tell where the scheduler listens."""
+        self.write_private(_CLUSTER, facts)
+
+    def published(self) -> dict[str, Any]:
+        """Read where the scheduler listens.
+
+        Raises
+        ------
+        RunFolderError
+            It has not begun to listen, or has ended.
+        """
+        try:
+            facts: dict[str, Any] = json.loads((self.path / _CLUSTER).read_text())
+        except (OSError, ValueError) as error:
+            raise RunFolderError(
+                str(self.path),
+                "no scheduler of this run listens",
+                "It has ended, or was never standing; start one with: exadask up",
+            ) from error
+        return facts
+
+    @property
+    def is_published(self) -> bool:
+        """Whether a scheduler says that it listens."""
+        return (self.path / _CLUSTER).is_file()
+
+    def close(self) -> None:
+        """Remove what must not outlive the scheduler: keys, address, spilled data."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / _CLUSTER).unlink()
+        for folder in (self.tls, self.depot):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _new_folder(parent: Path, name: str) -> Path:
+    for serial in range(1000):
+        path = parent / (f"{name}-{serial}" if serial else name)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            return path
+    raise FileExistsError(17, "too many runs in one second", str(parent))
+
+
+def _link_latest(parent: Path, path: Path) -> None:
+    """Point ``latest`` to a run; a file system without links does without."""
+    draft = parent / f".latest-{os.getpid()}"
+    with contextlib.suppress(OSError):
+        draft.symlink_to(path.name)
+        draft.replace(parent / "latest")

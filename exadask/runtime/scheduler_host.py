@@ -1,0 +1,170 @@
+"""A scheduler that listens for the agents of allocations, and all that belongs to it.
+
+It lives where its owner puts it: in the user's process on a login node, on the first node of an
+allocation, or in a process of its own that outlives sessions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import importlib.util
+import os
+import pickle
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dask
+from distributed import Scheduler
+from distributed.security import Security
+
+import exadask
+from exadask.config import Config
+from exadask.errors import ExadaskError, InvalidRequest
+from exadask.pool import Pool
+from exadask.runtime.agent_program import address_of
+from exadask.runtime.allocator import Allocator
+from exadask.runtime.certificates import create_certificates
+from exadask.runtime.dask_parts import NETWORK_SETTINGS, PortlessScheduler, allow_many_files
+from exadask.runtime.depot import Depot
+from exadask.runtime.run_folder import RunFolder
+from exadask.runtime.scheduler_plugin import HoldThenPlace
+
+_LOOPBACK = "127.0.0.1"
+
+
+class SchedulerHost:
+    """A scheduler with pools; one event loop owns it.
+
+    Parameters
+    ----------
+    pools : sequence of Pool
+        What it may ask for.
+    config : Config
+        Limits and intervals.
+    run : RunFolder
+        Where its files are.
+    """
+
+    def __init__(self, pools: Sequence[Pool], config: Config, run: RunFolder) -> None:
+        _check_names(pools)
+        self._pools, self._config, self.run = pools, config, run
+        self._cleanup = contextlib.ExitStack()
+        self.scheduler: Scheduler | None = None
+
+    async def start(self) -> None:
+        """Listen, and tell in the run folder where.
+
+        Raises
+        ------
+        InvalidRequest
+            There is no such network interface.
+        """
+        allow_many_files()
+        host = _own_host(self._pools)
+        self.security: Security = create_certificates(self.run.tls)
+        settings = NETWORK_SETTINGS | {"distributed.scheduler.http.routes": _routes(self._config)}
+        self._cleanup.enter_context(dask.config.set(settings))
+        self.scheduler = await self._listen(host)
+        self.plugin = HoldThenPlace(self._config.reserve_after_s)
+        self.scheduler.add_plugin(self.plugin)
+        await self.plugin.start(self.scheduler)
+        self.depot = Depot(self.scheduler, self.run.depot, self._config.depot_bytes)
+        self.allocator = Allocator(
+            self._pools, self._config, self.run, self.scheduler, self.plugin, self.depot
+        )
+        self.scheduler.handlers |= {
+            "exadask_terms": self._answer(self.terms),
+            "exadask_nodes": self._answer(self.plugin.shapes),
+            "exadask_plan": self._answer(self.allocator.plan),
+            "exadask_scale": self._answer(self.allocator.scale),
+            "exadask_summary": self._answer(self.allocator.summary),
+        }
+        await self.allocator.start()
+        self.run.publish(self._facts())
+
+    async def close(self) -> None:
+        """Give everything back; returns when the jobs are ended, or have been told to."""
+        try:
+            if hasattr(self, "allocator"):
+                await self.allocator.close()
+            if hasattr(self, "depot"):
+                await self.depot.close()
+            if self.scheduler is not None:
+                await self.scheduler.close()
+        finally:
+            self.run.close()
+            self._cleanup.close()
+
+    def terms(self) -> dict[str, Any]:
+        """Say what clients must know: what may be asked for, and how to look at it."""
+        return {"offers": self.allocator.offers(), "dashboard": self.dashboard}
+
+    @property
+    def dashboard(self) -> str | None:
+        """How the owner reaches the dashboard; None if there is none."""
+        if not hasattr(self.scheduler, "dashboard_url"):
+            return None
+        port, here = self.scheduler.dashboard_port, socket.gethostname()  # type: ignore[union-attr]  # it has one
+        tunnel = f"ssh -N -L {port}:localhost:{port} {getpass.getuser()}@{here}"
+        return f"{self.scheduler.dashboard_url} (from elsewhere, first: {tunnel})"  # type: ignore[union-attr]
+
+    async def _listen(self, host: str | None) -> Scheduler:
+        kind: Any = PortlessScheduler
+        options: dict[str, Any] = {"dashboard": False}
+        if self._config.dashboard and importlib.util.find_spec("bokeh") is not None:
+            from exadask.runtime.dashboard import GuardedScheduler
+
+            kind, options = GuardedScheduler, {"dashboard": True}
+        return await kind(protocol="tls://", host=host, port=0, security=self.security, **options)
+
+    def _facts(self) -> dict[str, Any]:
+        assert self.scheduler is not None
+        return {
+            "address": self.scheduler.address,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": exadask.__version__,
+            "pools": [pool.name for pool in self._pools],
+        }
+
+    @staticmethod
+    def _answer(question: Callable[..., Any]) -> Callable[..., Any]:
+        """Let a client ask: an error of exadask travels back as itself."""
+
+        async def answer(**arguments: Any) -> bytes:
+            try:
+                return pickle.dumps(question(**arguments))
+            except ExadaskError as error:
+                return pickle.dumps(error)
+
+        return answer
+
+
+def _check_names(pools: Sequence[Pool]) -> None:
+    names = [pool.name for pool in pools]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if not names or doubled:
+        raise InvalidRequest(
+            f"the pools are called {names}.", "Give at least one, and each a name of its own."
+        )
+
+
+def _own_host(pools: Sequence[Pool]) -> str | None:
+    """Choose where the scheduler listens; None leaves it to Dask: the way to the outside."""
+    for pool in pools:
+        if pool.scheduler_interface is not None:
+            return address_of(pool.scheduler_interface)
+    if all(pool.batch == "local" or pool.psij_executor == "local" for pool in pools):
+        return _LOOPBACK
+    for pool in pools:
+        if pool.interface is not None:
+            with contextlib.suppress(InvalidRequest):  # a login node need not have it
+                return address_of(pool.interface)
+    return None
+
+
+def _routes(config: Config) -> list[str]:
+    default: list[str] = dask.config.get("distributed.scheduler.http.routes")
+    return default if config.dashboard else []

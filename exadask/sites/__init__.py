@@ -1,0 +1,1 @@
+"""What is known of machine rooms: one TOML file each, with source and date of every fact."""
