@@ -12,7 +12,10 @@ from exadask.errors import ExadaskError, InvalidQuantity, InvalidRequest
 from exadask.units import parse_bytes, parse_node_seconds, parse_seconds
 
 _PREFIX = "EXADASK_"
-_NOT_SETTINGS = ("EXADASK_GPUS", "EXADASK_GPU_VENDOR", "EXADASK_NODE_SHAPE", "EXADASK_SLOT")
+_NOT_SETTINGS = (
+    *("EXADASK_GPUS", "EXADASK_GPU_VENDOR", "EXADASK_NODE_SHAPE"),
+    *("EXADASK_SCRATCH", "EXADASK_SLOT"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -403,7 +403,7 @@ def _env(key: str, value: object) -> dict[str, Any]:
 def _core_list(value: object, key: str) -> tuple[int, ...]:
     try:
         return parse_cpulist(value) if isinstance(value, str) else tuple(int(one) for one in value)  # type: ignore[attr-defined]  # a wrong type is reported below
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:  # inf is none, for example
         raise InvalidQuantity(key, value, 'core ids such as "0,8-15"') from error
 
 

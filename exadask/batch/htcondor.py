@@ -66,7 +66,7 @@ class HtCondor:
         """Write the scripts of an allocation."""
         asked = [f"{one.flag} = {one.value}" for one in _commands(request)]
         kept = DIALECT.asked([Directive(line) for line in asked], request.pool)
-        command = f"exec /bin/bash {shlex.quote(str(request.node_script))}"
+        command = f"exec /bin/bash {shlex.quote(str(request.node_script))} 2>&1"
         job = render_job(_JOB, request, kept, command.replace("$", "$(DOLLAR)"))
         node = (
             "#!/bin/bash\nif [ $# -eq 0 ]; then # the job itself\n"
@@ -122,9 +122,7 @@ def _commands(request: AllocationRequest) -> list[Directive]:
     asked = {
         "batch_name": request.name,
         "output": log,
-        "error": log,
         "stream_output": "True",  # while it runs
-        "stream_error": "True",
         "log": f"{request.folder}/htcondor.log".replace("$", "$(DOLLAR)"),
         "MY.ExadaskWalltime": str(walltime),
         "periodic_remove": f"({over_time}) || (JobStatus == 1 && NumJobStarts > 0)",

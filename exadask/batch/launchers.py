@@ -78,6 +78,23 @@ LAUNCHERS: dict[str, Launcher] = {
     "none": Launcher(words=()),
 }
 
+# It returns 0 whatever its tasks return, and only says so when they have ended (pbsdsh.c).
+_PBSDSH = """\
+exadask_pbsdsh() {{
+    said=pbsdsh.$BASHPID
+    {command} "$@" >"$said" &
+    pid=$!
+    trap 'kill -TERM "$pid" 2>/dev/null' TERM
+    wait "$pid"
+    code=$?
+    while kill -0 "$pid" 2>/dev/null; do wait "$pid"; code=$?; done
+    cat "$said"
+    failed=$(sed -n 's/.*: task .* exit status \\([0-9]*\\)$/\\1/p' "$said" | sort -n | tail -n 1)
+    rm -f "$said"
+    exit "${{failed:-$code}}"
+}}
+"""
+
 _OF_ONE_NODE = {"pbs": "none", "lsf": "none", "oar": "none"}
 _OF_SEVERAL = {
     "slurm": "srun",
@@ -197,13 +214,13 @@ def _mpiexec(words: Sequence[str], options: Sequence[str], agent: str) -> list[s
 
 def _pbsdsh(words: Sequence[str], agent: str) -> list[str]:
     """Start one agent per line of the node file, or on one line of each node if it repeats some."""
-    command = shlex.join(words)
     first_lines = """$(awk 'NF && !seen[$1]++ { print NR - 1 }' "$PBS_NODEFILE")"""
     return [
+        *_PBSDSH.format(command=shlex.join(words)).splitlines(),
         'if [ -z "$(sort "$PBS_NODEFILE" | uniq -d)" ]; then',
-        f"    exec {command} -- {agent}",
+        f"    exadask_pbsdsh -- {agent}",
         "fi",
-        *_for_each("line", first_lines, f'{command} -n "$line" -- {agent}'),
+        *_for_each("line", first_lines, f'exadask_pbsdsh -n "$line" -- {agent}'),
     ]
 
 

@@ -52,11 +52,12 @@ _RUNNING = {"R": "", "E": "exiting", "S": "suspended", "U": "suspended", "B": ""
 _PENDING = {"Q", "W", "T", "H"}
 _UNKNOWN_JOB = re.compile(r"Unknown Job Id|Job has finished", re.IGNORECASE)
 _WALLTIME_EXCEEDED = -29
+_TERMINATED = 91  # substate after qdel; our scripts catch its signal, so that the code says nothing
 _BY_SIGNAL = {256 + 15, 256 + 9, 256 + 2}  # how qdel ends a job
 # OpenPBS has been seen to write JSON that is none; state and code are found all the same.
 _JOB_IN_TEXT = re.compile(r'"(\d+[\w.\[\]-]*)"\s*:\s*\{\s*"Job_Name"')
 _FIELD_IN_TEXT = re.compile(
-    r'"(job_state|Exit_status|comment)"\s*:\s*("(?:[^"\\]|\\.){0,2000}"|-?\d+)'
+    r'"(job_state|Exit_status|comment|substate)"\s*:\s*("(?:[^"\\]|\\.){0,2000}"|-?\d+)'
 )
 
 
@@ -174,9 +175,9 @@ def _statuses(text: str) -> dict[str, JobStatus]:
     if jobs:
         return {name: _status(answers.table(jobs, name)) for name in jobs}
     found: dict[str, JobStatus] = {}
-    starts = list(_JOB_IN_TEXT.finditer(text))
-    ends = [match.start() for match in starts[1:]] + [len(text)]
-    for match, end in zip(starts, ends, strict=True):
+    matches = list(_JOB_IN_TEXT.finditer(text))
+    for index, match in enumerate(matches):
+        end = matches[index + 1].start() if index + 1 < len(matches) else len(text)
         fields = dict(_FIELD_IN_TEXT.findall(text, match.end(), end))
         found[match[1]] = _status({name: value.strip('"') for name, value in fields.items()})
     return found
@@ -194,10 +195,11 @@ def _status(job: Mapping[str, Any]) -> JobStatus:
     if letter not in ("F", "X"):
         return JobStatus(state=JobState.UNKNOWN, reason=letter)
     code = answers.whole_of(job.get("Exit_status"))
-    if code is None or code in _BY_SIGNAL:  # no code: deleted while it waited
-        return ended(EndCause.CANCELLED, exit_code=code, reason=comment)
     if code == _WALLTIME_EXCEEDED:
         return ended(EndCause.TIMEOUT, exit_code=code, reason="walltime exceeded")
+    is_deleted = answers.whole_of(job.get("substate")) == _TERMINATED
+    if code is None or code in _BY_SIGNAL or is_deleted:  # no code: deleted while it waited
+        return ended(EndCause.CANCELLED, exit_code=code, reason=comment)
     return ended(exit_code=code, reason=f"exit status {code}" if code else "")
 
 

@@ -14,9 +14,9 @@ _MENTIONS_MODULES = re.compile(r"\b(?:module|ml)\s")
 # Lines of users are written as they are, so that blocks of several lines work. The trap fires for a
 # command that fails at the top, not inside what it sources: there a failing command is normal.
 _GUARD = """\
-exadask_errors=
+exadask_errors= exadask_depth=${{#BASH_SOURCE[@]}}
 exadask_failed() {{
-    [ "$3" -le 1 ] || return 0
+    [ "$3" -le "$exadask_depth" ] || return 0
     [ -z "$exadask_errors" ] || {{ exec 2>&3; cat "$exadask_errors" >&2; rm -f "$exadask_errors"; }}
     echo "exadask: a line of the pool's {part} failed on $(hostname) with exit code $1: $2" >&2
     exit "$1"
@@ -30,12 +30,13 @@ exadask_listen() {
     exadask_errors=$(mktemp) && exec 3>&2 2>"$exadask_errors"
 }
 exadask_heard() {
+    [ -n "$exadask_errors" ] || return 0
     exec 2>&3 3>&-
     cat "$exadask_errors" >&2
     if grep -qE 'ModuleCmd_|:ERROR:|Unable to locate a modulefile' "$exadask_errors"; then
         rm -f "$exadask_errors"
         exadask_errors=
-        exadask_failed 1 "$1" 1
+        exadask_failed 1 "$1" 0
     fi
     rm -f "$exadask_errors"
     exadask_errors=
@@ -133,9 +134,10 @@ def _guarded(lines: Sequence[str], part: str) -> str:
     guard = _GUARD.format(part=part)
     if not any(_MENTIONS_MODULES.search(line) for line in lines):
         return f"{guard}{_joined(lines)}trap - ERR\n"
-    written = []
+    written, before = list[str](), ""
     for line in lines:
-        if _MODULE_LINE.fullmatch(line):
+        goes_on, before = before.rstrip().endswith(("\\", "&&", "|")), line
+        if _MODULE_LINE.fullmatch(line) and not goes_on:
             line = f"exadask_listen\n{line}\nexadask_heard {shlex.quote(line.strip())}"
         written.append(line)
     return f"{_MODULE_GUARD}{guard}{_joined(written)}trap - ERR\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
@@ -157,10 +157,10 @@ def _past(fields: Mapping[str, str]) -> JobStatus:
         return ended(EndCause.TIMEOUT, exit_code=code, reason=failed)
     # "assumedly after job": a signal that the job did not send itself, as qdel does.
     cause = EndCause.CANCELLED if number == 100 else EndCause.FAILED
-    return ended(cause, exit_code=code, reason=failed)
+    return ended(cause, exit_code=code or None, reason=failed)
 
 
-def _hosts(tree: ElementTree.Element, pool: Pool) -> Iterator[tuple[int, int | None, int]]:
+def _hosts(tree: ET.Element, pool: Pool) -> Iterator[tuple[int, int | None, int]]:
     """Give cores and memory of the hosts that have the pool's queue."""
     for host in tree.iter("host"):
         values = {one.get("name", ""): one.text or "" for one in host.findall("hostvalue")}
@@ -177,9 +177,9 @@ def _bytes(text: str) -> int | None:
     return int(float(found[1]) * 2 ** (10 * (1 + "KMGT".index(found[2])))) if found else None
 
 
-def _xml(text: str) -> ElementTree.Element | None:
+def _xml(text: str) -> ET.Element | None:
     start = text.find("<?xml")
     try:
-        return ElementTree.fromstring(text[start:].strip()) if start >= 0 else None
-    except (ElementTree.ParseError, ValueError):
+        return ET.fromstring(text[start:].strip()) if start >= 0 else None
+    except (ET.ParseError, ValueError):
         return None

@@ -16,19 +16,23 @@ class _Commands(click.Group):
     """Imports a verb only when it is used, so that ``--help`` is fast."""
 
     _summaries = {  # noqa: RUF012  # never changed
+        "doctor": "Check this machine, a site's pools, and with --submit one of its nodes.",
         "down": "End a standing scheduler, and give all its allocations back.",
         "info": "Show this machine as tasks will see it, and how that was found.",
         "run": "Run a recipe, or a Python file, with an executor open.",
         "script": "Print the job script and submit command of a site; submit nothing.",
+        "sites": "List the machines that have a profile, or show what is known of one.",
         "status": "Show the pools, allocations and nodes of a run.",
         "up": "Start a scheduler that stays when this session ends.",
     }
 
     _homes = {  # noqa: RUF012  # never changed
+        "doctor": "exadask.cli.doctor",
         "down": "exadask.cli.standing",
         "info": "exadask.cli.info",
         "run": "exadask.cli.run",
         "script": "exadask.cli.script",
+        "sites": "exadask.cli.sites",
         "status": "exadask.cli.standing",
         "up": "exadask.cli.standing",
     }

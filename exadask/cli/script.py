@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -20,7 +22,12 @@ def script(machine: Machine, as_json: bool) -> int:
     from exadask.runtime.requests import preview
 
     config, facts = split_settings(machine.settings)
-    pools = resolve_pools(machine.require_site("script"), machine.pools, facts)
+    site = machine.require_site("script")
+    missing = _missing_facts(site, machine.pools, facts)
+    if missing:
+        click.echo(f"You must say {', '.join(f'{name}=' for name in missing)}.", err=True)
+    placeholders = {name: f"YOUR-{name.upper()}" for name in missing}
+    pools = resolve_pools(site, machine.pools, {**facts, **placeholders})
     previews = [preview(pool, Path(config.run_folder)) for pool in pools]
     if as_json:
         facts_of_all = [
@@ -45,3 +52,14 @@ def script(machine: Machine, as_json: bool) -> int:
         )
         click.echo(f"# submitted by:\n{shlex.join(one.submit_argv)}\n")
     return 0
+
+
+def _missing_facts(site: str, pools: Sequence[str], facts: Mapping[str, Any]) -> list[str]:
+    """Name what only the user knows and has not said; a script can be shown without it."""
+    from exadask.sites.profile import read_profile
+
+    profile = read_profile(site)
+    chosen = pools or profile.default_pools
+    entries = [one for name, one in profile.pools.items() if name in chosen]
+    needed = dict.fromkeys(name for one in entries for name in one.requires)
+    return [name for name in needed if name not in facts]

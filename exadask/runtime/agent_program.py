@@ -16,15 +16,11 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import dask
-from distributed.utils import get_ip_interface
 
-from exadask.errors import ClusterUnreachable, ExadaskError, InvalidRequest
+from exadask.errors import ClusterUnreachable, ExadaskError
 from exadask.resources import NodeShape
 from exadask.runtime.certificates import load_certificates
 from exadask.runtime.dask_parts import (
@@ -33,16 +29,19 @@ from exadask.runtime.dask_parts import (
     allow_many_files,
     threads_for,
 )
-from exadask.runtime.detection import detect_node
-from exadask.runtime.granted import granted_shape, read_grant, with_visible_gpus
 from exadask.runtime.node_agent import NodeAgent
+from exadask.runtime.node_facts import (
+    named_interfaces,
+    own_address,
+    scratch_parent,
+    shape_of_node,
+)
 from exadask.runtime.posting import POSTING, Berth, Posting
 from exadask.runtime.run_folder import RunFolder
 
 _STAGGER_S = 0.002
 _LONGEST_STAGGER_S = 20.0
 _FAREWELL_TIMEOUT_S = 20.0
-_FLUX_TIMEOUT_S = 20.0
 _CANNOT_JOIN = 3
 
 
@@ -65,12 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 async def _serve(folder: Path, allocation: str, began: float, rank: int) -> int:
     run = RunFolder(folder)
-    posting = _read(run.allocation(allocation) / POSTING)
+    posting = Posting.read(run.allocation(allocation) / POSTING)
     os.umask(0o077)
     allow_many_files()
     await asyncio.sleep(min(rank * _STAGGER_S, _LONGEST_STAGGER_S))  # they do not all knock at once
-    shape = await _shape_of_node(posting, os.environ)
-    scratch = tempfile.mkdtemp(prefix=f"exadask-{os.getpid()}-", dir=_scratch_parent(os.environ))
+    shape = await shape_of_node(posting, os.environ)
+    scratch = tempfile.mkdtemp(prefix=f"exadask-{os.getpid()}-", dir=scratch_parent(os.environ))
     try:
         with dask.config.set(NETWORK_SETTINGS):
             worker = _worker(
@@ -91,17 +90,6 @@ def _tell(text: str) -> None:
     sys.stderr.flush()
 
 
-def _read(path: Path) -> Posting:
-    try:
-        return Posting.read(path)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InvalidRequest(
-            f"the agent's orders in {path} cannot be read: {error}.",
-            "Is the run folder on a file system that all nodes see, and exadask of the same "
-            "version there?",
-        ) from error
-
-
 def _worker(
     run: RunFolder, posting: Posting, berth: Berth, rank: int, shape: NodeShape, scratch: str
 ) -> PortlessWorker:
@@ -109,7 +97,7 @@ def _worker(
     worker = PortlessWorker(
         posting.address,
         name=f"{posting.allocation}-{rank}",
-        host=_own_address(posting),
+        host=own_address(posting),
         protocol="tls://",
         security=load_certificates(run.tls),
         nthreads=threads_for(shape.cores),
@@ -131,7 +119,7 @@ async def _join(worker: PortlessWorker, posting: Posting) -> None:
         raise ClusterUnreachable(
             posting.address,
             f"{type(cause).__name__}: {cause}",
-            f"This node has the interfaces {_interfaces()}. Choose interface= of the pool, or "
+            f"This node has the interfaces {named_interfaces()}. Choose interface= of the pool, or "
             "scheduler_interface=, so that both see each other; a firewall may be in between.",
         ) from error
 
@@ -156,86 +144,6 @@ async def _leave(worker: PortlessWorker, agent: NodeAgent) -> None:
         await asyncio.wait_for(worker.finished(), _FAREWELL_TIMEOUT_S)
         return
     await worker.close(nanny=False, executor_wait=False)
-
-
-async def _shape_of_node(posting: Posting, environ: Mapping[str, str]) -> NodeShape:
-    """Find out what the batch system gave of this node."""
-    asked = posting.asked
-    if posting.is_exclusive and (asked.cores or 0) <= (os.cpu_count() or 1):
-        asked = replace(asked, cores=None)  # of a whole node, the node itself knows best
-    grant = read_grant(environ, flux_r=await _flux_r(environ)).over(asked)
-    root = Path("/")
-    shape = granted_shape(detect_node(root, environ), grant, posting.hints, root)
-    gpus = grant.gpus if grant.gpus is not None else 0
-    return with_visible_gpus(shape, environ, gpus, posting.hints.gpu_vendor)
-
-
-async def _flux_r(environ: Mapping[str, str]) -> str:
-    """Ask Flux for the resource set of this job: its variables do not name the cores."""
-    job = environ.get("FLUX_JOB_ID")
-    if job is None or shutil.which("flux") is None:
-        return ""
-    process = await asyncio.create_subprocess_exec(
-        *("flux", "job", "info", job, "R"),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        stdout, _ = await asyncio.wait_for(process.communicate(), _FLUX_TIMEOUT_S)
-    except asyncio.TimeoutError:  # the node's own account must do
-        process.kill()
-        return ""
-    return stdout.decode(errors="replace").strip()
-
-
-def _own_address(posting: Posting) -> str:
-    """Choose the address under which others reach this node."""
-    if posting.interface is not None:
-        return address_of(posting.interface)
-    host = urlsplit(posting.address).hostname or "127.0.0.1"
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))  # sends nothing: only asks the kernel for the route
-            return str(probe.getsockname()[0])
-    except OSError:  # joining will fail, and say so
-        return socket.gethostname()
-
-
-def address_of(interface: str) -> str:
-    """Give the IP address of a network interface.
-
-    Raises
-    ------
-    InvalidRequest
-        This machine has no such interface, or it has no address.
-    """
-    try:
-        return str(get_ip_interface(interface))
-    except ValueError as error:
-        raise InvalidRequest(
-            f"this machine ({socket.gethostname()}) has no network interface {interface!r} "
-            "with an address.",
-            f"It has {_interfaces()}; say which with interface= or scheduler_interface=.",
-        ) from error
-
-
-def _interfaces() -> str:
-    import psutil
-
-    found = [
-        f"{name} ({one.address})"
-        for name, addresses in psutil.net_if_addrs().items()
-        for one in addresses
-        if one.family == socket.AF_INET
-    ]
-    return ", ".join(found)
-
-
-def _scratch_parent(environ: Mapping[str, str]) -> str | None:
-    """Where this node keeps files: the pool's scratch, or the system's choice."""
-    wanted = environ.get("EXADASK_SCRATCH")
-    return wanted if wanted and os.path.isdir(wanted) else None  # noqa: PTH112  # a text is needed
 
 
 if __name__ == "__main__":

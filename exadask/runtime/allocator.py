@@ -255,7 +255,8 @@ class Allocator:
             entry.job = await self._backends[pool.name].submit(request)
         except SubmissionRefused as error:
             entry.is_over = True
-            self._refused(name, str(error), is_permanent=error.is_permanent)
+            reason = f"{error.answer} {error.advice}".strip()
+            self._refused(name, reason, is_permanent=error.is_permanent)
         except OSError as error:
             entry.is_over = True
             reason = f"the folder {request.folder} cannot be written: {error}."

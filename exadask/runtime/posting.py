@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from exadask.config import Config
+from exadask.errors import InvalidRequest
 from exadask.pool import NodeHints
 from exadask.runtime.granted import Grant
 
@@ -61,14 +62,21 @@ class Posting:
 
         Raises
         ------
-        OSError, ValueError, TypeError
+        InvalidRequest
             The file is not there, or not of this version of exadask.
         """
-        facts = _with_tuples(json.loads(path.read_text()))
-        facts["hints"] = NodeHints(**facts["hints"])
-        facts["asked"] = Grant(**facts["asked"])
-        facts["config"] = Config(**facts["config"])
-        return cls(**facts)
+        try:
+            facts = with_tuples(json.loads(path.read_text()))
+            facts["hints"] = NodeHints(**facts["hints"])
+            facts["asked"] = Grant(**facts["asked"])
+            facts["config"] = Config(**facts["config"])
+            return cls(**facts)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InvalidRequest(
+                f"the agent's orders in {path} cannot be read: {error}.",
+                "Is the run folder on a file system that all nodes see, and exadask of the same "
+                "version there?",
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +118,8 @@ class Berth:
         return self.ends_at - time.time()
 
 
-def _with_tuples(value: Any) -> Any:
+def with_tuples(value: Any) -> Any:
     """Turn JSON's lists into the tuples that they were."""
     if isinstance(value, dict):
-        return {key: _with_tuples(one) for key, one in value.items()}
-    return tuple(_with_tuples(one) for one in value) if isinstance(value, list) else value
+        return {key: with_tuples(one) for key, one in value.items()}
+    return tuple(with_tuples(one) for one in value) if isinstance(value, list) else value

@@ -14,11 +14,14 @@ import sys
 import threading
 from collections.abc import Sequence
 from datetime import timedelta
+from math import ceil
+from pathlib import Path
 from typing import Any
 
 from exadask.batch.model import AllocationRequest, EndCause, JobId, JobState, JobStatus, Reply
+from exadask.batch.psij import psij_spec
 from exadask.batch.registry import batch_system
-from exadask.errors import ExadaskError, InvalidRequest, QueryFailed, SubmissionRefused
+from exadask.errors import ExadaskError, QueryFailed, SubmissionRefused
 from exadask.pool import BATCH_SYSTEMS, Pool
 from exadask.resources import NodeShape
 from exadask.runtime.backends import ended_with, recorded_end, write_scripts
@@ -43,10 +46,12 @@ class PsijBackend:
     ----------
     executor : str
         Which of PSI/J's executors: slurm, pbs, pbs_classic, lsf, cobalt, flux, local, ...
+    poll_s : int
+        How often it asks the batch system [s].
     """
 
-    def __init__(self, executor: str) -> None:
-        self._name = executor
+    def __init__(self, executor: str, poll_s: int = _POLL_S) -> None:
+        self._name, self._poll_s = executor, poll_s
         self._lock = threading.Lock()
         self._connected: Any = None
         self._jobs: dict[JobId, Any] = {}
@@ -84,14 +89,12 @@ class PsijBackend:
         command = f"psij:{self._name}"
         try:
             executor = self._executor()
-            job = _psij_job(request, self._name)
+            job = _psij_job(request)
             executor.submit(job)
         except ValueError as error:  # no such executor
             raise SubmissionRefused(
                 command, str(error), True, 'Write batch="psij:slurm".'
             ) from error
-        except InvalidRequest as error:
-            raise SubmissionRefused(command, error.what, True, error.advice) from error
         except (SubmitException, InvalidJobException) as error:
             cause = f": {error.exception}" if error.exception else ""
             raise _refusal(self._name, f"{error.message}{cause}".strip()) from error
@@ -102,7 +105,7 @@ class PsijBackend:
     def _executor(self) -> Any:
         with self._lock:
             if self._connected is None:
-                self._connected = connect(self._name)
+                self._connected = connect(self._name, self._poll_s)
             return self._connected
 
     def _status(self, name: JobId) -> JobStatus:
@@ -117,12 +120,14 @@ class PsijBackend:
             return JobStatus(state=JobState.RUNNING, reason=message)
         if state == "CANCELED":
             return JobStatus(state=JobState.ENDED, cause=EndCause.CANCELLED, reason=message)
+        recorded = recorded_end(self._requests[name].exit_record)
         if message.startswith(_NO_ANSWER):
+            if recorded.state is JobState.ENDED:
+                return recorded
             self._attach_again(name)
             return JobStatus(state=JobState.UNKNOWN, reason=message.splitlines()[-1])
         if state == "FAILED":
             return self._failed(code, message)
-        recorded = recorded_end(self._requests[name].exit_record)
         return ended_with(code) if code is not None else recorded
 
     def _failed(self, code: int | None, message: str) -> JobStatus:
@@ -181,7 +186,7 @@ def import_psij() -> None:
         raise SubmissionRefused("import psij", str(problems[0]), True, advice) from problems[0]
 
 
-def connect(name: str) -> Any:
+def connect(name: str, poll_s: int = _POLL_S) -> Any:
     """Make one of PSI/J's executors.
 
     Raises
@@ -194,69 +199,47 @@ def connect(name: str) -> Any:
 
     is_polled = name not in (_LOCAL, "flux", "rp")
     config = (
-        BatchSchedulerExecutorConfig(queue_polling_interval=_POLL_S, initial_queue_polling_delay=1)
+        BatchSchedulerExecutorConfig(queue_polling_interval=poll_s, initial_queue_polling_delay=1)
         if is_polled
         else None
     )
     return JobExecutor.get_instance(name, config=config)
 
 
-def _psij_job(request: AllocationRequest, executor: str) -> Any:
+def _psij_job(request: AllocationRequest) -> Any:
     """Describe an allocation in PSI/J's words: one process, which starts the launcher."""
     from psij import Job, JobAttributes, JobSpec, ResourceSpecV1
 
-    pool = request.pool
-    command = ["/bin/bash", str(request.job_script)]
-    if executor == _LOCAL:
-        seconds = f"{request.walltime_s:.0f}"
-        command = ["timeout", f"--kill-after={_KILL_AFTER_S}", seconds, *command]
+    spec = psij_spec(request)
+    command = [spec.executable, *spec.arguments]
+    if spec.executor == _LOCAL:
+        limit = f"{spec.walltime_s:.0f}"
+        command = ["timeout", f"--kill-after={_KILL_AFTER_S}", limit, *command]
     attributes = JobAttributes(
-        duration=timedelta(seconds=round(request.walltime_s)),
-        queue_name=pool.queue,
-        account=pool.account,
-        custom_attributes=dict(_custom(pool, executor)),
+        duration=timedelta(seconds=ceil(spec.walltime_s)),
+        queue_name=spec.queue,
+        account=spec.account,
+        custom_attributes=dict(spec.attributes),
     )
-    shape = None if pool.exclusive else pool.shape
     resources = ResourceSpecV1(
-        node_count=request.nodes,
-        processes_per_node=1,
-        exclusive_node_use=pool.exclusive,
-        cpu_cores_per_process=shape.cores if shape else None,
-        gpu_cores_per_process=(pool.shape.gpus or None) if pool.shape else None,
-        memory=shape.memory_bytes if shape and pool.memory_option == "shape" else None,
+        node_count=spec.node_count,
+        processes_per_node=spec.processes_per_node,
+        exclusive_node_use=spec.is_exclusive,
+        cpu_cores_per_process=spec.cores_per_process,
+        gpu_cores_per_process=spec.gpus_per_process,
+        memory=spec.memory_bytes,
     )
     return Job(
         JobSpec(
-            name=request.name,
-            executable="/bin/bash",
-            arguments=["-c", 'exec "$@" >>"$0" 2>&1', str(request.log), *command],
-            directory=request.folder,
+            name=spec.name,
+            executable="/bin/bash",  # the single launcher would open the log twice
+            arguments=["-c", 'exec "$@" >>"$0" 2>&1', spec.stdout_path, *command],
+            directory=Path(spec.directory),
             resources=resources,
             attributes=attributes,
             launcher="single",
         )
     )
-
-
-def _custom(pool: Pool, executor: str) -> list[tuple[str, str]]:
-    """Give directives as PSI/J takes them.
-
-    Raises
-    ------
-    InvalidRequest
-        One is not of the form that it can pass on.
-    """
-    family = executor.partition("_")[0]
-    found = [(f"{family}.qos", pool.qos)] if pool.qos else []
-    for directive in pool.directives:
-        name, is_said, value = directive.removeprefix("--").partition("=")
-        if not directive.startswith("--") or not is_said:
-            raise InvalidRequest(
-                f"directive {directive!r}: PSI/J passes on only --NAME=VALUE.",
-                f'Write it so, or use batch="{family}".',
-            )
-        found.append((f"{family}.{name}", value))
-    return found
 
 
 def _refusal(executor: str, answer: str) -> SubmissionRefused:

@@ -23,11 +23,11 @@ import exadask
 from exadask.config import Config
 from exadask.errors import ExadaskError, InvalidRequest
 from exadask.pool import Pool
-from exadask.runtime.agent_program import address_of
 from exadask.runtime.allocator import Allocator
 from exadask.runtime.certificates import create_certificates
 from exadask.runtime.dask_parts import NETWORK_SETTINGS, PortlessScheduler, allow_many_files
 from exadask.runtime.depot import Depot
+from exadask.runtime.node_facts import address_of
 from exadask.runtime.run_folder import RunFolder
 from exadask.runtime.scheduler_plugin import HoldThenPlace
 
@@ -62,7 +62,7 @@ class SchedulerHost:
             There is no such network interface.
         """
         allow_many_files()
-        host = _own_host(self._pools)
+        host = own_host(self._pools)
         self.security: Security = create_certificates(self.run.tls)
         settings = NETWORK_SETTINGS | {"distributed.scheduler.http.routes": _routes(self._config)}
         self._cleanup.enter_context(dask.config.set(settings))
@@ -151,7 +151,7 @@ def _check_names(pools: Sequence[Pool]) -> None:
         )
 
 
-def _own_host(pools: Sequence[Pool]) -> str | None:
+def own_host(pools: Sequence[Pool]) -> str | None:
     """Choose where the scheduler listens; None leaves it to Dask: the way to the outside."""
     for pool in pools:
         if pool.scheduler_interface is not None:

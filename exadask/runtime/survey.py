@@ -30,9 +30,11 @@ from exadask.batch.registry import batch_system
 from exadask.errors import ExadaskError, InvalidRequest, QueryFailed
 from exadask.pool import Pool
 from exadask.resources import NodeShape
-from exadask.runtime.backends import run_command
+from exadask.runtime.backends import backend_of, run_command
 from exadask.runtime.dask_parts import allow_many_files
 from exadask.runtime.detection import detect_node
+from exadask.runtime.node_facts import interfaces
+from exadask.runtime.posting import with_tuples
 from exadask.runtime.requests import request_for
 
 PACKAGES = (
@@ -153,8 +155,8 @@ class NodeReport:
         Cores that the batch system says it gave [cores].
     folder, scratch, home : Folder
         The run folder, the fast local folder, and the home of the user.
-    launcher_path : str, optional
-        Where the launcher is on the node.
+    launcher, launcher_path : str, optional
+        The program that starts agents on several nodes, if one is needed, and where it is here.
     interface_problem, connection_problem, callback_problem : str
         What is wrong with the node's network interface, with the way from the node to the
         scheduler's machine, and with the way back; empty if nothing is.
@@ -172,6 +174,7 @@ class NodeReport:
     folder: Folder
     scratch: Folder
     home: Folder
+    launcher: str | None = None
     launcher_path: str | None = None
     interface_problem: str = ""
     own_address: str = ""
@@ -193,7 +196,7 @@ class NodeReport:
         ValueError, TypeError, KeyError
             It is cut off, or comes from another version of exadask.
         """
-        facts = _with_tuples(json.loads(text))
+        facts = with_tuples(json.loads(text))
         machine = facts["machine"]
         machine["shape"] = NodeShape(**machine["shape"])
         machine["temporary"] = Folder(**machine["temporary"])
@@ -219,7 +222,7 @@ def survey_machine(shape: NodeShape | None = None) -> MachineFacts:
         python=platform.python_version(),
         packages={name: _version(name) for name in PACKAGES},
         open_files=_open_files(),
-        interfaces=_interfaces(),
+        interfaces=interfaces(),
         shape=shape or detect_node(),
         n_affinity=_n_affinity(),
         n_machine=os.cpu_count() or 1,
@@ -250,6 +253,8 @@ def survey_run_folder(parent: Path) -> Folder:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         return survey_folder(parent.resolve())
+    except (FileExistsError, NotADirectoryError):
+        return Folder(path=str(parent), problem="a file is in the way")
     except OSError as error:
         return Folder(path=str(parent), problem=error.strerror or str(error))
     finally:
@@ -270,7 +275,8 @@ async def survey_pool(pool: Pool, runs: Path) -> PoolFacts:
     """
     facts = dict[str, Any](_python_facts(pool)) | _launcher_facts(pool, runs)
     if pool.batch == "psij":
-        return PoolFacts(**facts, problem=await asyncio.to_thread(_psij_problem, pool))
+        problem = await asyncio.to_thread(_psij_problem, pool)
+        return PoolFacts(**facts, problem=problem, shape=await backend_of(pool).node_shape(pool))
     if pool.batch == "local":
         programs = {name: shutil.which(name) for name in _LOCAL_PROGRAMS}
         return PoolFacts(**facts, programs=programs, shape=detect_node())
@@ -279,7 +285,8 @@ async def survey_pool(pool: Pool, runs: Path) -> PoolFacts:
     question = system.shape_argv(pool)
     needed = [system.submit_argv(request), system.status_argv([_ANY_JOB])]
     needed += [system.cancel_argv([_ANY_JOB]), question or []]
-    programs = {argv[0]: shutil.which(argv[0]) for argv in needed if argv}
+    names = [_program(argv) for argv in needed if argv]
+    programs = {name: shutil.which(name) for name in names}
     if not all(programs.values()):
         return PoolFacts(**facts, programs=programs)
     answer = await _answer(pool, question)
@@ -304,6 +311,11 @@ async def _answer(pool: Pool, question: list[str] | None) -> dict[str, Any]:
     except QueryFailed as error:
         return {"problem": str(error)}
     return {"answered_s": time.monotonic() - began_s, "shape": shape}
+
+
+def _program(argv: list[str]) -> str:
+    """Name the program of a command; some are given to a shell, with the program as its $0."""
+    return argv[3] if argv[:2] == ["sh", "-c"] else argv[0]
 
 
 def _python_facts(pool: Pool) -> dict[str, str]:
@@ -363,15 +375,6 @@ def _open_files() -> int:
     return soft if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
-def _interfaces() -> dict[str, str]:
-    return {
-        name: one.address
-        for name, addresses in psutil.net_if_addrs().items()
-        for one in addresses
-        if one.family == socket.AF_INET
-    }
-
-
 def _n_affinity() -> int:
     has_affinity = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
@@ -391,10 +394,3 @@ def _file_system(path: Path) -> str:
     resolved = path.resolve()
     mounts = {one.mountpoint: one.fstype for one in psutil.disk_partitions(all=True)}
     return next((mounts[str(at)] for at in (resolved, *resolved.parents) if str(at) in mounts), "")
-
-
-def _with_tuples(value: Any) -> Any:
-    """Turn JSON's lists into the tuples that they were."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(one) for key, one in value.items()}
-    return tuple(_with_tuples(one) for one in value) if isinstance(value, list) else value

@@ -9,9 +9,9 @@ from typing import Literal, get_args
 
 from exadask.pool import Pool
 
-Provenance = Literal["read", "second-hand", "recalled", "own"]
+Provenance = Literal["read", "second-hand", "recalled", "chosen", "own"]
 
-PROVENANCES: tuple[str, ...] = get_args(Provenance)[:-1]
+PROVENANCES: tuple[str, ...] = get_args(Provenance)[:3]
 """What a profile may say: read in the named public source, told by others, or from memory."""
 
 LIMITS = ("bins", "max_queued", "max_running")
@@ -30,9 +30,9 @@ class Source:
         What it is.
     as_of : str
         Date or years of what was read, such as ``2026-08-19`` or ``2024-2026``; empty: not stated.
-    provenance : {"read", "second-hand", "recalled", "own"}
-        Read in this source; told by others, such as users' scripts; from memory; or the user's own
-        word.
+    provenance : {"read", "second-hand", "recalled", "chosen", "own"}
+        Read in this source; told by others, such as users' scripts; from memory; a choice of the
+        profile and no fact of the site; or the user's own word.
     url : str, optional
         Where it can be read.
     """

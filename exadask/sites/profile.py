@@ -10,15 +10,9 @@ from typing import Any
 
 from exadask.errors import InvalidRequest, SiteError
 from exadask.pool import Pool
-from exadask.sites.model import Fact, Match, PoolEntry, Profile, Site, Source, Stated
-from exadask.sites.reading import (
-    Layer,
-    Part,
-    directive_flag,
-    joined_directives,
-    near,
-    read_layer,
-)
+from exadask.sites.merging import combined, on_top, part_on_top
+from exadask.sites.model import Match, PoolEntry, Profile, Site, Source, Stated
+from exadask.sites.reading import Layer, Part, near, read_layer
 from exadask.toml_file import read_toml
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -76,7 +70,7 @@ def load_site(
         PoolEntry(
             name=entry.name,
             title=entry.title,
-            stated=_combined(entry.stated, given),
+            stated=combined(entry.stated, given),
             requires=entry.requires,
         )
         for entry in _chosen(profile, pools)
@@ -86,7 +80,7 @@ def load_site(
         name=profile.name,
         title=profile.title,
         pools=tuple(_declared(entry) for entry in chosen),
-        facts=tuple(fact for entry in chosen for fact in _facts(entry)),
+        facts=tuple(fact for entry in chosen for fact in entry.facts()),
         notes=profile.notes,
         docs=profile.docs,
     )
@@ -187,7 +181,7 @@ def _located(name: str, folders: Sequence[Path], visited: Sequence[Path]) -> Pat
     if name.endswith(".toml") or "/" in name:
         return _located_path(name, visited)
     candidates = [folder / f"{name}.toml" for folder in folders]
-    found = [path for path in candidates if path.name.isprintable() and os.path.lexists(path)]
+    found = [path for path in candidates if os.path.lexists(path)]
     for path in found:
         if path not in visited:
             return path
@@ -203,9 +197,7 @@ def _located(name: str, folders: Sequence[Path], visited: Sequence[Path]) -> Pat
 
 
 def _located_path(name: str, visited: Sequence[Path]) -> Path:
-    path = Path(name)
-    if name.startswith("~/") and os.environ.get("HOME"):
-        path = Path(os.environ["HOME"], name[2:])
+    path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser raises for ~nobody
     if visited and not path.is_absolute():
         path = visited[-1].parent / path
     if path in visited:
@@ -265,81 +257,22 @@ def _layers(
     path: Path, folders: Sequence[Path], visited: tuple[Path, ...], problems: list[str]
 ) -> Layer:
     """Read a file on top of those that it extends."""
-    try:
-        table = read_toml(path, what=str(path), advice=_ADVICE)
-    except InvalidRequest as error:
-        raise SiteError(path.stem, error.what, error.advice) from error.__cause__
+    table = _table(path)
     visited = (*visited, path)
     extends = table.get("extends")
     below = Layer()
     if isinstance(extends, str) and extends.strip():
         base = _located(extends, folders, visited)
-        below = _layers(base, folders, visited, found := [])
+        found: list[str] = []
+        below = _layers(base, folders, visited, found)
         problems += [f"in {base}: {one}" for one in found]
     elif extends is not None:
         problems.append(f"extends: {extends!r} is not the name or path of a profile.")
-    return _on_top(below, read_layer(table, path, below.sources, problems))
-
-
-def _on_top(below: Layer, above: Layer) -> Layer:
-    """Merge two layers. How a machine is recognised is not inherited, so that it stays unique."""
-    names = dict.fromkeys((*below.pools, *above.pools))
-    return Layer(
-        title=above.title or below.title,
-        unusable=below.unusable if above.unusable is None else above.unusable,
-        instead=below.instead if above.instead is None else above.instead,
-        default_pools=above.default_pools or below.default_pools,
-        docs=tuple(dict.fromkeys((*above.docs, *below.docs))),
-        notes=(*above.notes, *below.notes),
-        sources=above.sources,
-        match=above.match,
-        where_to_find={**below.where_to_find, **above.where_to_find},
-        defaults=_part_on_top(below.defaults, above.defaults),
-        pools={
-            name: _part_on_top(below.pools.get(name, Part()), above.pools.get(name, Part()))
-            for name in names
-        },
-    )
-
-
-def _part_on_top(below: Part, above: Part) -> Part:
-    return Part(
-        title=above.title or below.title,
-        requires=tuple(dict.fromkeys((*below.requires, *above.requires))),
-        stated=_combined(below.stated, above.stated),
-    )
-
-
-def _combined(below: Mapping[str, Stated], above: Mapping[str, Stated]) -> dict[str, Stated]:
-    """Merge facts: those above win; of ``env`` each variable, of ``directives`` each flag."""
-    merged = dict(below)
-    skipped = above["skip_directives"].value if "skip_directives" in above else ()
-    if "directives" in merged and isinstance(skipped, (list, tuple)):
-        flags = {directive_flag(str(one)) for one in skipped}
-        kept = [one for one in _lines(merged["directives"]) if directive_flag(one) not in flags]
-        merged["directives"] = Stated(value=kept, source=merged["directives"].source)
-    for key, one in above.items():
-        value, old = one.value, merged[key].value if key in merged else None
-        if key == "env" and isinstance(value, Mapping) and isinstance(old, Mapping):
-            value = {**old, **value}
-        elif key == "directives" and key in merged and _is_lines(value):
-            value = joined_directives(_lines(merged[key]), _lines(one))
-        merged[key] = Stated(value=value, source=one.source)
-    return merged
-
-
-def _is_lines(value: object) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
-    )
-
-
-def _lines(stated: Stated) -> list[str]:
-    return [stated.value] if isinstance(stated.value, str) else list(stated.value)  # type: ignore[call-overload]  # checked by `_is_lines`
+    return on_top(below, read_layer(table, path, below.sources, problems))
 
 
 def _entry(name: str, part: Part, defaults: Part) -> PoolEntry:
-    whole = _part_on_top(defaults, part)
+    whole = part_on_top(defaults, part)
     return PoolEntry(name=name, title=part.title, stated=whole.stated, requires=whole.requires)
 
 
@@ -363,7 +296,9 @@ def _contradictions(profile: Profile, before: Sequence[str]) -> Iterator[str]:
 
 
 def _chosen(profile: Profile, names: Sequence[str] | None) -> list[PoolEntry]:
-    wanted = [names] if isinstance(names, str) else profile.default_pools if names is None else names
+    wanted = (
+        [names] if isinstance(names, str) else profile.default_pools if names is None else names
+    )
     unknown = [name for name in wanted if name not in profile.pools]
     if unknown:
         hints = " ".join(dict.fromkeys(near(name, profile.pools) for name in unknown))
@@ -396,14 +331,8 @@ def _require(profile: Profile, chosen: Sequence[PoolEntry]) -> None:
 def _declared(entry: PoolEntry) -> Pool:
     facts: dict[str, Any] = {key: one.value for key, one in entry.stated.items()}
     if "bins" in facts and isinstance(facts["bins"], tuple):
-        facts["bins"] = [
-            one.value if isinstance(one, Stated) else one for one in facts["bins"]
-        ]
+        facts["bins"] = [one.value if isinstance(one, Stated) else one for one in facts["bins"]]
     return Pool.declare(entry.name, **facts)
-
-
-def _facts(entry: PoolEntry) -> tuple[Fact, ...]:
-    return entry.facts()
 
 
 def profile_match(path: Path) -> Match:
@@ -414,17 +343,15 @@ def profile_match(path: Path) -> Match:
     SiteError
         The file cannot be read, or what it says of this is wrong.
     """
-    problems: list[str] = []
-    try:
-        table = read_toml(path, what=str(path), advice=_ADVICE)
-    except InvalidRequest as error:
-        raise SiteError(path.stem, error.what, error.advice) from error.__cause__
-    part = {"match": {**table["match"]}} if isinstance(table.get("match"), Mapping) else table
-    if "match" not in part:
-        return Match()
-    if isinstance(part["match"], dict):
-        part["match"].pop("source", None)
-    match = read_layer({"match": part["match"]}, path, {}, problems).match
+    table, problems = _table(path), list[str]()
+    match = read_layer({"match": table.get("match", {})}, path, {}, problems).match
     if problems:
         raise SiteError(path.stem, f"{path}: {' '.join(problems)}", _ADVICE)
     return match
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        return read_toml(path, what=str(path), advice=_ADVICE)
+    except InvalidRequest as error:
+        raise SiteError(path.stem, error.what, error.advice) from error.__cause__

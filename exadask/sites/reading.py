@@ -1,10 +1,11 @@
-"""One TOML file of a site profile, read and checked: every problem is found, none stops the rest."""
+"""One TOML file of a site profile, read and checked: no problem stops the search for others."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,16 @@ from exadask.sites.model import PROVENANCES, Match, Note, Source, Stated
 ANY_NODES = (1, 2**31 - 1)
 """What ``nodes = "any"`` of a bin means."""
 
+CHOSEN = Source(name="chosen", title="choice of this profile", provenance="chosen")
+"""The source ``"chosen"``, which need not be described."""
+
 _AS_OF = re.compile(r"\d{4}(-\d\d(-\d\d)?)?|\d{4}-\d{4}")
 _TOP = (
     *("title", "extends", "unusable", "instead", "default_pools", "docs", "notes"),
     *("sources", "match", "where_to_find", "defaults", "pools"),
 )
 _OF_SOURCE = ("title", "url", "as_of", "provenance")
-_OF_MATCH = ("hostnames", "environment", "source")
+_OF_MATCH = ("hostnames", "environment")
 _OF_NOTE = ("text", "source")
 _OF_BIN = ("nodes", "walltime", "source")
 _OF_POOL = ("title", "requires", "source", "sources")
@@ -90,8 +94,10 @@ class _Reader:
 
     def __init__(self, path: Path, inherited: Mapping[str, Source], problems: list[str]) -> None:
         self._own = Source(name="", title=str(path))
-        self._sources = dict(inherited)
+        self._sources = {CHOSEN.name: CHOSEN, **inherited}
         self._problems = problems
+        self._usual = self._own  # the source of facts that name none
+        self._exceptions: Mapping[str, Source] = {}
 
     def layer(self, table: Mapping[str, Any]) -> Layer:
         self._known(table, _TOP, "")
@@ -99,7 +105,9 @@ class _Reader:
             self._sources[name] = self._described(name, one)
         where = self._texts_by_name(table, "where_to_find", "")
         self._known(where, FACTS, "where_to_find.")
-        defaults = self._part(self._table(table, "defaults", ""), "defaults.")
+        general = self._table(table, "defaults", "")
+        self._usual, self._exceptions = self._attribution(general, "defaults.")
+        defaults = self._part(general, "defaults.", self._usual, self._exceptions)
         pools = {
             name: self._pool(name, one) for name, one in self._table(table, "pools", "").items()
         }
@@ -146,7 +154,6 @@ class _Reader:
 
     def _match(self, table: Mapping[str, Any]) -> Match:
         self._known(table, _OF_MATCH, "match.")
-        self._source(table, "match.", self._own)
         variables = self._texts_by_name(table, "environment", "match.")
         hostnames = self._texts(table, "hostnames", "match.") or ()
         return Match(hostnames=hostnames, environment=tuple(sorted(variables.items())))
@@ -170,21 +177,36 @@ class _Reader:
             Pool.declare(name)
         except InvalidRequest as error:
             self._problem(f"pools.{name}", str(error))
-        return self._part(self._as_table(value, f"pools.{name}"), f"pools.{name}.")
+        table, where = self._as_table(value, f"pools.{name}"), f"pools.{name}."
+        return self._part(table, where, *self._attribution(table, where))
 
-    def _part(self, table: Mapping[str, Any], where: str) -> Part:
+    def _attribution(
+        self, table: Mapping[str, Any], where: str
+    ) -> tuple[Source, Mapping[str, Source]]:
+        """Read where the facts of a pool come from: the usual source, and the exceptions."""
+        usual = self._source(table, where, self._usual)
+        named = self._table(table, "sources", where)
+        self._known(named, FACTS, f"{where}sources.")
+        exceptions = {
+            key: self._named(name, f"{where}sources.{key}", usual) for key, name in named.items()
+        }
+        return usual, {**self._exceptions, **exceptions}
+
+    def _part(
+        self,
+        table: Mapping[str, Any],
+        where: str,
+        usual: Source,
+        exceptions: Mapping[str, Source],
+    ) -> Part:
         self._known(table, (*FACTS, *_OF_POOL), where)
         requires = self._texts(table, "requires", where) or ()
         self._known(requires, FACTS, f"{where}requires: ")
-        usual = self._source(table, where, self._own)
-        exceptions = self._table(table, "sources", where)
-        self._known(exceptions, FACTS, f"{where}sources.")
         stated = {}
         for key, value in table.items():
             if key not in FACTS:
                 continue
-            source = self._named(exceptions.get(key), f"{where}sources.{key}", usual)
-            read = self._fact(key, value, f"{where}{key}", source)
+            read = self._fact(key, value, f"{where}{key}", exceptions.get(key, usual))
             if read is not None:
                 stated[key] = read
         title = self._text(table, "title", where) or ""
@@ -201,14 +223,15 @@ class _Reader:
 
     def _bins(self, value: object, where: str, usual: Source) -> Stated | None:
         if not isinstance(value, list):
-            return self._wrong(where, value, 'a list of {nodes = [1, 8], walltime = "2h"}')
+            self._wrong(where, value, 'a list of {nodes = [1, 8], walltime = "2h"}')
+            return None
         found = []
         for number, one in enumerate(value):
             read = self._bin(one, f"{where}[{number}].", usual)
             if read is not None:
                 found.append(read)
         ordered = sorted(one.value["nodes"] for one in found)  # type: ignore[index]  # made by _bin
-        for below, above in zip(ordered, ordered[1:], strict=False):
+        for below, above in itertools.pairwise(ordered):
             if above[0] <= below[1]:
                 self._problem(where, f"nodes = {below} and nodes = {above} overlap.")
         return Stated(value=tuple(found), source=usual)
@@ -223,8 +246,10 @@ class _Reader:
             return None
         nodes, walltime = table["nodes"], table["walltime"]
         nodes = list(ANY_NODES) if nodes == "any" else nodes
-        found = {key: fact_problem(key, table[key]) for key in ("walltime",)}
-        found["nodes"] = fact_problem("nodes", nodes)
+        found = {
+            "nodes": fact_problem("nodes", nodes),
+            "walltime": fact_problem("walltime", walltime),
+        }
         for key, problem in found.items():
             if problem:
                 self._problem(f"{where}{key}", problem)
@@ -303,33 +328,6 @@ def fact_problem(key: str, value: object) -> str:
     except InvalidRequest as error:
         return error.advice
     return ""
-
-
-def joined_directives(below: Sequence[str], above: Sequence[str]) -> list[str]:
-    """Add directives to others; one with the same flag replaces them.
-
-    Examples
-    --------
-    >>> joined_directives(["-l filesystems=home", "-C gpu"], ["-l filesystems=home:flare"])
-    ['-C gpu', '-l filesystems=home:flare']
-    """
-    named = {directive_flag(one) for one in above}
-    return [*(one for one in below if directive_flag(one) not in named), *above]
-
-
-def directive_flag(directive: str) -> str:
-    """Name what a directive sets: its flag, and of a resource also which.
-
-    Examples
-    --------
-    >>> directive_flag("-l filesystems=home"), directive_flag("--mem=4G"), directive_flag("-C gpu")
-    ('-l filesystems', '--mem', '-C')
-    """
-    first, _, rest = directive.strip().partition(" ")
-    if first == "-l":
-        return f"-l {rest.partition('=')[0].strip()}"
-    flag, _, value = first.partition("=")
-    return f"{flag}={value.partition('=')[0]}" if "=" in value else flag
 
 
 def _shown(value: object) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from exadask.errors import SiteError
 from exadask.sites.model import Match
-from exadask.sites.profile import is_own, list_profiles, profile_match
+from exadask.sites.profile import SHIPPED, is_own, list_profiles, profile_match
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def recognised_site(
     rated = []
     for name, path in list_profiles(search=search, environ=environ).items():
         try:
-            match = profile_match(path) if is_own(path) else _shipped_match(path)
+            match = _match(path)
         except SiteError as error:
             logger.warning("A site profile is passed over: %s", error)
             continue
@@ -99,6 +99,15 @@ def this_host() -> str:
     """Give the full name of this machine; may ask the name service."""
     name = socket.gethostname()
     return name if "." in name else socket.getfqdn(name)
+
+
+def _match(path: Path) -> Match:
+    """Read how a machine is recognised; a user's own profile need not repeat the shipped one."""
+    if not is_own(path):
+        return _shipped_match(path)
+    match, shipped = profile_match(path), SHIPPED / path.name
+    is_silent = not match.hostnames and not match.environment
+    return _shipped_match(shipped) if is_silent and shipped.exists() else match
 
 
 @functools.cache

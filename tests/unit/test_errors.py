@@ -19,6 +19,8 @@ _EXAMPLES: list[errors.ExadaskError] = [
     errors.DependencyFailed("report", ("energy", "relax"), "ValueError: no such molecule"),
     errors.ExecutorClosed("submit a task"),
     errors.ImpossibleRequest("train", "9 GPUs", "4 cores, 1 GPU"),
+    errors.ImpossibleRequest("train", "1 core, 3h", "2h", "time"),
+    errors.ImpossibleRequest("train", "1 core in pool 'cqu'", "open are: cpu", "pool"),
     errors.InvalidQuantity("memory", "12 parsecs", "an amount"),
     errors.InvalidRequest("unknown option 'core'.", "Did you mean 'cores'?"),
     errors.InvalidTransition("share 7", "release", "held, released"),
