@@ -407,7 +407,7 @@ class Executor(concurrent.futures.Executor):
     def __repr__(self) -> str:
         if self._is_closed:
             return "<Executor: closed>"
-        counts = [f"{name}: {shape}" for name, shape in self.nodes.items()]
+        counts = [f"{name}: {shape}" for name, shape in self.nodes.items()] or ["no node yet"]
         return f"<Executor: {'; '.join(counts[:4])}{' ...' if len(counts) > 4 else ''}>"
 
     def _repr_html_(self) -> str:

@@ -125,6 +125,8 @@ def launcher_name(request: AllocationRequest) -> str:
     InvalidRequest
         There are several nodes, and nothing to start agents on them.
     """
+    if request.first_node_only:
+        return "none"
     pool = request.pool
     system = (pool.psij_executor or "") if pool.batch == "psij" else pool.batch
     usual = _OF_SEVERAL.get(system, "none")

@@ -33,6 +33,8 @@ class AllocationRequest:
         Its own folder, which all nodes see: scripts, log, exit record.
     agent_argv : tuple of str
         What starts an agent; the time when the allocation began and the rank of the node are added.
+    first_node_only : bool
+        Whether that is started on the first node alone, whatever the launcher: a driver.
     """
 
     pool: Pool
@@ -41,6 +43,7 @@ class AllocationRequest:
     walltime_s: float
     folder: Path
     agent_argv: tuple[str, ...]
+    first_node_only: bool = False
 
     @property
     def job_script(self) -> Path:

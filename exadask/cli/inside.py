@@ -117,19 +117,20 @@ async def _ended(backend: Backend, job: JobId) -> JobStatus:
 def _driver_request(pool: Pool, run: RunFolder) -> AllocationRequest:
     """Describe the job: on its first node runs the driver, not an agent."""
     request = request_for(
-        replace(pool, launcher="none", launcher_options=()),
+        pool,
         run.path,
         name=_NAME,
         nodes=pool.max_nodes,
         walltime_s=pool.walltime_s,
     )
     python = pool.python or sys.executable
-    return replace(request, agent_argv=(python, "-u", "-m", "exadask.cli.inside", str(run.path)))
+    driver = (python, "-u", "-m", "exadask.cli.inside", str(run.path))
+    return replace(request, agent_argv=driver, first_node_only=True)
 
 
 def _agents_pool(pool: Pool, request: AllocationRequest) -> Pool:
     """Describe the pool as the driver sees it: the nodes of its own job, already there."""
-    launcher = launcher_name(replace(request, pool=pool))
+    launcher = launcher_name(replace(request, first_node_only=False))
     return replace(
         pool,
         batch="local",

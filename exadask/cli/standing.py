@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from exadask.cli.machine import Machine, machine_options
+from exadask.monitor.pools import summary_lines
 
 
 @click.command()
@@ -53,26 +54,26 @@ def status(run: str, as_json: bool) -> int:
 
     cluster = AttachedCluster(RunFolder.find(run))
     try:
-        pools = cluster.gateway.ask("exadask_summary")
+        summary = cluster.gateway.ask("exadask_summary")
         plan = cluster.gateway.ask("exadask_plan")
         nodes = cluster.shapes
     finally:
         cluster.close()
     if as_json:
         facts: dict[str, Any] = {
-            "pools": [dataclasses.asdict(one) for one in pools],
+            **dataclasses.asdict(summary),
             "nodes": {name: str(shape) for name, shape in nodes.items()},
-            "plan": [str(one) for one in plan],
+            "plan": [one.text for one in plan],
             "dashboard": cluster.dashboard,
         }
         click.echo(json.dumps(facts, indent=2, default=str))
     else:
-        for one in pools:
-            click.echo(str(one))
+        for line in summary_lines(summary):
+            click.echo(line)
         for name, shape in nodes.items():
-            click.echo(f"  node {name}: {shape}")
+            click.echo(f"node {name}: {shape}")
         for step in plan:
-            click.echo(f"next: {step}")
+            click.echo(f"next: {step.text}")
         if cluster.dashboard:
             click.echo(f"dashboard: {cluster.dashboard}")
     return 0
