@@ -129,7 +129,7 @@ def _parse_scale(value: object, *, name: str) -> str:
 def _parse_text(value: object, *, name: str) -> str:
     if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
         raise InvalidQuantity(name, value, "the path of a folder")
-    return os.fspath(value)  # type: ignore[return-value]  # paths of bytes are no paths here
+    return os.fspath(value)
 
 
 def _parse_flag(value: object, *, name: str) -> bool:

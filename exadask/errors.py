@@ -296,9 +296,11 @@ class AllocationFailed(ExadaskError):
 
 
 class SubmissionRefused(ExadaskError):
-    """The batch system did not take a job."""
+    """The batch system did not take a job; `is_permanent` is None where it is not clear why."""
 
-    def __init__(self, command: str, answer: str, is_permanent: bool, advice: str = "") -> None:
+    def __init__(
+        self, command: str, answer: str, is_permanent: bool | None, advice: str = ""
+    ) -> None:
         super().__init__(command, answer, is_permanent, advice)
         self.command, self.answer = command, answer
         self.is_permanent, self.advice = is_permanent, advice

@@ -49,7 +49,7 @@ def submitted(reply: Reply, pattern: str, refusals: Iterable[Refusal]) -> JobId:
     pattern : str
         How an answer names a job; the id is its group `job_id`.
     refusals : iterable of Refusal
-        What refusals say; the first that fits counts. Others are taken as passing.
+        What refusals say; the first that fits counts. Of others nothing is known.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def submitted(reply: Reply, pattern: str, refusals: Iterable[Refusal]) -> JobId:
     for one in refusals:
         if re.search(one.pattern, answer, re.IGNORECASE):
             raise SubmissionRefused(_command(reply), answer, one.is_permanent, one.advice)
-    raise SubmissionRefused(_command(reply), answer, False)
+    raise SubmissionRefused(_command(reply), answer, None)
 
 
 def query_failed(reply: Reply) -> QueryFailed:

@@ -91,19 +91,21 @@ _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED"}
 _HELD_STATES = {"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _HELD = {"JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue"}
 _HOPELESS = {
-    "AccountNotAllowed",
-    "AssocMaxWallDurationPerJobLimit",
-    "BadConstraints",
-    "DependencyNeverSatisfied",
-    "InvalidAccount",
-    "InvalidQOS",
-    "PartitionConfig",
-    "PartitionNodeLimit",
-    "PartitionTimeLimit",
-    "QOSMaxWallDurationPerJobLimit",
-    "QOSNotAllowed",
-    "QOSTimeLimit",
+    "AccountNotAllowed": "change account=",
+    "AssocMaxWallDurationPerJobLimit": "change walltime=, or account=",
+    "BadConstraints": "change directives=",
+    "DependencyNeverSatisfied": "change directives=",
+    "InvalidAccount": "change account=",
+    "InvalidQOS": "change qos=",
+    "PartitionConfig": "more than the partition allows: change nodes=, walltime= or queue=",
+    "PartitionNodeLimit": "change nodes=, or queue=",
+    "PartitionTimeLimit": "change walltime=, or queue=",
+    "QOSMaxWallDurationPerJobLimit": "change walltime=, or qos=",
+    "QOSNotAllowed": "change qos=",
+    "QOSTimeLimit": "change walltime=, or qos=",
 }
+"""Why a job waits for ever, and what its pool should say instead."""
+
 # What one job may have: it waits for ever, unlike limits on all jobs of a user or group.
 _HOPELESS_PATTERN = re.compile(r"(?:Assoc|QOS)Max\w+Per(?:Job|Node)(?:Limit)?")
 _NOT_A_FAILURE = re.compile(r"Invalid job id specified", re.IGNORECASE)
@@ -239,7 +241,7 @@ def _status(state: str, reason: str, left: str = "", exit_code: str = "") -> Job
     first = reason.split(",")[0].strip(" ()")
     return JobStatus(
         state=JobState.PENDING,
-        reason=reason or word,
+        reason=f"{reason or word} ({_HOPELESS[first]})" if first in _HOPELESS else reason or word,
         is_held=first in _HELD or word in _HELD_STATES,
         is_hopeless=first in _HOPELESS or bool(_HOPELESS_PATTERN.fullmatch(first)),
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from exadask.core.allocations import Allocation, AllocationState
-from exadask.core.demand import Wish, wishes
+from exadask.core.demand import Wish, candidates_of, wishes
 from exadask.core.events import ClosePool, Demand, Offer, Step
+from exadask.core.fleet_report import explain_demand
 from exadask.core.fleet_state import FleetState
 from exadask.core.ledger import NodeId
 from exadask.core.pool_book import PoolBook, number
@@ -15,6 +17,8 @@ from exadask.core.sizes import choose_size
 from exadask.units import render_seconds
 
 __all__ = ["Decision"]
+
+_N_REGRETS = 5
 
 
 class Decision:
@@ -56,6 +60,20 @@ class Decision:
             steps += self._follow_target(book)
         return steps
 
+    def regret(self, demand: Sequence[Demand]) -> list[Step]:
+        """Say for which tasks no node can be asked for at all, and why."""
+        state = self._state
+        candidates = [book.candidate(state.budget, self._now) for book in state.books.values()]
+        lost = (one for one in demand if not one.is_bound and not candidates_of(one, candidates))
+        return [
+            Step(
+                pool=one.pool or "",
+                text=f"{number(one.count, 'task')} of {one.request}: "
+                + explain_demand(state, one, self._now, is_manual=False),
+            )
+            for one in itertools.islice(lost, _N_REGRETS)
+        ]
+
     # -- what cannot go on --------------------------------------------------------------------
 
     def _expire(self) -> list[Step]:
@@ -71,7 +89,7 @@ class Decision:
             else:
                 reason = f"no node joined within {render_seconds(timeout_s)} of its start"
                 what = f"ran, but {reason}"
-                self._state.book_of(one).fail(one, what, self._now, is_final=False)
+                self._state.book_of(one).fail(one, what, self._now)
             steps.append(self._give_up(one, reason))
         return steps
 
@@ -102,11 +120,12 @@ class Decision:
         """Return the tasks for which nodes may be asked now."""
         state, now = self._state, self._now
         since, ripe = dict[tuple[object, ...], float](), list[Demand]()
+        at_hand = [offer for book in state.books.values() if (offer := book.at_hand(now))]
         for one in demand:
             kind = (one.request, one.pool, one.is_bound, one.alone)
             since[kind] = state.waiting_since.get(kind, now)
             is_old = now - since[kind] >= state.limits.grow_after_s
-            if is_old or not any(book.could_serve(one, now) for book in state.books.values()):
+            if is_old or not any(offer.fits(one.request, one.pool) for offer in at_hand):
                 ripe.append(one)
         state.waiting_since = since
         return ripe
@@ -185,12 +204,14 @@ class Decision:
             if not one.joined or one.name in kept or one.joined - self._idle.keys():
                 continue
             idle_s = self._now - max(self._idle[node] for node in one.joined)
+            if idle_s < book.pool.idle_s:
+                continue
             offer = Offer(pool=one.pool, shape=book.shape, walltime_s=one.left_s(self._now))
             is_wanted = any(
                 not each.is_bound and offer.fits(each.request, each.pool) for each in demand
             )
             # Tasks that could run there and yet do not start are not waited for much longer.
-            if idle_s >= book.pool.idle_s * (2 if is_wanted else 1):
+            if not is_wanted or idle_s >= 2 * book.pool.idle_s:
                 reason = f"nothing has run there for {render_seconds(idle_s)}"
                 steps.append(self._give_up(one, reason))
         return steps

@@ -169,12 +169,11 @@ def wishes(
             left = set(map(id, use(pool, tried)))
             samples = [one for one in samples if index not in one.indices or id(one) in left]
     left_out += [(one, one.weight) for one in samples]
-    beyond = [0.0] * len(pools)
     for sample, n_tasks in left_out:
         at = next((index for index in sample.indices if candidates[index].is_open), None)
         if at is not None and sample.is_ripe:
-            beyond[at] += n_tasks * _share(sample.demand, candidates[at].shape)
-    return [pool.wish(math.ceil(more - _EPSILON)) for pool, more in zip(pools, beyond, strict=True)]
+            pools[at].leave_out(sample.demand, n_tasks)
+    return [pool.wish() for pool in pools]
 
 
 # -- the sample -------------------------------------------------------------------------------
@@ -257,6 +256,7 @@ class _ImaginedPool:
         self._n_tasks = 0
         self._serves_all: list[_Sample] = []  # a pool whose shape is not known yet
         self._n_unknown_new = 0
+        self._left_out: dict[Demand, float] = {}
 
     @property
     def _n_coming(self) -> int:
@@ -273,7 +273,9 @@ class _ImaginedPool:
         )
         for _, (allocation, left_s) in zip(samples, ends, strict=False):
             self._add_node(allocation, left_s)
-        left = self._place(samples)
+        # Those that ask for more go first: others must not push them to ask again and again.
+        left = self._place([one for one in samples if one.is_ripe])
+        left += self._place([one for one in samples if not one.is_ripe])
         return left + self._evict(self._coming_nodes(), self._n_coming)
 
     def use_new(self, samples: Sequence[_Sample]) -> list[_Sample]:
@@ -290,22 +292,30 @@ class _ImaginedPool:
         left = self._place(ripe)
         return others + left + self._evict(self._new_nodes(), self._candidate.room)
 
-    def wish(self, beyond: int) -> Wish:
+    def leave_out(self, demand: Demand, n_tasks: float) -> None:
+        """Note tasks for which there is no room anywhere, and that would be sought here."""
+        self._left_out[demand] = self._left_out.get(demand, 0.0) + n_tasks
+
+    def wish(self) -> Wish:
         """Say what was used."""
         new = [one for node in self._new_nodes() for one in self._on.get(node, ())]
         if self._n_unknown_new:
             new = self._serves_all
-        n_coming, n_new = self._used(self._coming_nodes()), self._used(self._new_nodes())
-        surplus = max(0.0, n_coming - self._n_coming)
-        more = min(self._candidate.room, math.ceil(n_new + surplus - _EPSILON))
-        more += self._n_unknown_new
+        n_coming = min(self._n_coming, self._used(self._coming_nodes()))
+        more = min(self._candidate.room, self._used(self._new_nodes())) + self._n_unknown_new
+        shape = self._candidate.shape
+        parts = (n_tasks * _share(demand, shape) for demand, n_tasks in self._left_out.items())
+        beyond = math.ceil(sum(parts) - _EPSILON)
+        counts = dict(self._left_out)
+        for one in new:
+            counts[one.demand] = counts.get(one.demand, 0.0) + one.weight
         return Wish(
             pool=self._candidate.pool,
-            needed=self._needed(math.ceil(n_coming - _EPSILON)),
+            needed=self._needed(n_coming),
             more=more,
             beyond=beyond,
             time_s=max((one.demand.request.time_s or 0.0 for one in new), default=0.0),
-            reason=_reason(new, more, self._candidate.shape) if more else "",
+            reason=_reason(counts, more + beyond, shape) if counts else "",
         )
 
     def _believe(self, samples: Sequence[_Sample], *, has_nodes: bool) -> list[_Sample]:
@@ -352,27 +362,33 @@ class _ImaginedPool:
         return list(by_task.values())
 
     def _evict(self, nodes: Sequence[NodeId], n_real: int) -> list[_Sample]:
-        """Take away imagined nodes that stand for more than there are; return their tasks."""
-        used, evicted = 0.0, list[_Sample]()
-        for node in nodes:
-            if node not in self._on:
-                continue
-            if used >= n_real - _EPSILON:
+        """Take away what stands for more nodes than there are; return the tasks there."""
+        free, evicted = float(n_real), list[_Sample]()
+        for node, stands_for in self._real(nodes):
+            here = self._on[node]
+            n_kept = math.ceil(len(here) * min(1.0, free / stands_for) - _EPSILON)
+            evicted += here[n_kept:]
+            self._on[node] = here[:n_kept]
+            if not n_kept:
                 self._placement.remove_node(node)
-                evicted += self._on.pop(node)
-            else:
-                used += max(one.weight for one in self._on[node])
+                del self._on[node]
+            free = max(0.0, free - stands_for)
         return evicted
 
-    def _used(self, nodes: Sequence[NodeId]) -> float:
-        """Count the real nodes for which those stand that have tasks."""
+    def _real(self, nodes: Sequence[NodeId]) -> list[tuple[NodeId, float]]:
+        """Say for how many real nodes those stand that have tasks."""
         used = [node for node in nodes if node in self._on]
-        total = 0.0
+        found = []
         for node in used:
             weight = max(one.weight for one in self._on[node])
-            is_last = node == used[-1] and weight > 1.0
-            total += max(1.0, weight * _filled(self._placement.nodes[node])) if is_last else weight
-        return total
+            if node == used[-1] and weight > 1.0:  # it may be almost empty, and stand for many
+                weight = max(1.0, weight * _filled(self._placement.nodes[node]))
+            found.append((node, weight))
+        return found
+
+    def _used(self, nodes: Sequence[NodeId]) -> int:
+        """Count the real nodes for which those stand that have tasks."""
+        return math.ceil(sum(stands_for for _, stands_for in self._real(nodes)) - _EPSILON)
 
     def _needed(self, n_used: int) -> dict[str, int]:
         """Say how many nodes of each coming allocation are used, out of so many in all."""
@@ -422,13 +438,11 @@ def _filled(node: Node) -> float:
     return 1.0 if node.alone is not None else max(parts)
 
 
-def _reason(samples: Sequence[_Sample], n_nodes: int, shape: NodeShape | None) -> str:
-    counts: dict[Demand, float] = {}
-    for one in samples:
-        counts[one.demand] = counts.get(one.demand, 0.0) + one.weight
+def _reason(estimated: Mapping[Demand, float], n_nodes: int, shape: NodeShape | None) -> str:
+    counts = {demand: min(demand.count, round(n_tasks)) for demand, n_tasks in estimated.items()}
     first = max(counts, key=lambda demand: counts[demand] * _share(demand, shape))
-    n_first = min(round(counts[first]), first.count)
-    n_others = round(sum(counts.values())) - n_first
+    n_first = counts[first]
+    n_others = sum(counts.values()) - n_first
     asked, has = _scarcest(first.request, shape)
     tasks = f"{_number(n_first, 'task')} of {asked}"
     if n_others > 0:

@@ -72,11 +72,14 @@ class Offer:
         What each of them has. None: not known yet, so that anything might fit.
     walltime_s : float
         How long they may stay at most [s]; inf: for ever.
+    is_near : bool
+        Whether they are expected within a minute: they start, or were asked for a moment ago.
     """
 
     pool: str | None = None
     shape: NodeShape | None = None
     walltime_s: float = math.inf
+    is_near: bool = False
 
     def fits(self, request: Resources, pool: str | None) -> bool:
         """Whether such a node, empty and new, could run a task."""

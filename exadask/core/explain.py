@@ -72,6 +72,8 @@ def _no_node(nodes: NodeIndex, cls: TaskClass) -> str | None:
     if not nodes.fitting(cls.request, cls.pool):
         has = nearest(shapes, cls.request)
         return f"asks for {cls.request}, but the largest connected node{of_pool} has {has}"
+    if not nodes.runnable(cls) and nodes.spares_gpus(cls):
+        return "needs no GPU, and a node without GPUs is about to join"
     if not nodes.runnable(cls):
         names = ", ".join(sorted(cls.allowed or ())) or "no node"
         named = [nodes.by_id[name] for name in cls.allowed or () if name in nodes.by_id]

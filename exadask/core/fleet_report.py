@@ -6,10 +6,13 @@ import math
 from dataclasses import dataclass
 
 from exadask.core.allocations import Allocation, AllocationState
+from exadask.core.budget import Budget
 from exadask.core.demand import candidates_of
 from exadask.core.events import Demand
 from exadask.core.fleet_state import FleetState
 from exadask.core.pool_book import PoolBook, number
+from exadask.core.sizes import longest_walltime_s
+from exadask.units import render_seconds
 
 __all__ = ["AllocationSummary", "FleetSummary", "PoolSummary", "explain_demand", "summarise"]
 
@@ -122,9 +125,9 @@ def explain_demand(state: FleetState, demand: Demand, now: float, *, is_manual: 
     indices = candidates_of(demand, [book.candidate(budget, now) for book in books])
     fitting = [books[index] for index in indices]
     if not fitting:
-        closed = [book.hindrance(budget, now) for book in books if not book.is_open]
         where = "pool" if demand.pool is None else f"open pool called {demand.pool!r}"
-        return "; ".join([f"no {where} has nodes that could run them", *filter(None, closed)])
+        reasons = [_unfit(book, budget, demand, now) for book in books]
+        return "; ".join([f"no {where} has nodes that could run them", *filter(None, reasons)])
     coming = [_coming(book) for book in fitting]
     if any(coming):
         return "; ".join(filter(None, coming))
@@ -135,6 +138,19 @@ def explain_demand(state: FleetState, demand: Demand, now: float, *, is_manual: 
         name = fitting[reasons.index(None)].pool.name
         return f"nodes of pool {name} will be asked for if they still wait in a moment"
     return "; ".join(filter(None, reasons))
+
+
+def _unfit(book: PoolBook, budget: Budget, demand: Demand, now: float) -> str | None:
+    """Say why a pool gives no node for tasks that are not too large for its nodes."""
+    is_too_small = book.shape is not None and not book.shape.fits(demand.request)
+    if is_too_small or demand.pool not in (None, book.pool.name):
+        return None
+    walltime_s = longest_walltime_s(book.pool)
+    time_s = demand.request.time_s or 0.0
+    if walltime_s is not None and time_s > walltime_s:
+        lasts = f"lasts at most {render_seconds(walltime_s)}, and they need"
+        return f"an allocation of pool {book.pool.name} {lasts} {render_seconds(time_s)}"
+    return book.hindrance(budget, now)
 
 
 def _coming(book: PoolBook) -> str | None:

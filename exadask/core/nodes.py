@@ -7,10 +7,10 @@ task may run" is a few operations on integers, whether there are ten nodes or te
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
-from exadask.core.events import WaitingTask
+from exadask.core.events import Offer, WaitingTask
 from exadask.core.ledger import NodeId
 from exadask.core.node import HeldState, Node
 from exadask.core.queue import Scale, TaskClass
@@ -62,6 +62,7 @@ class NodeIndex:
         self._free_slots: list[int] = []
         self._warm: dict[str, int] = {}
         self._fitting: dict[Resources, int] = {}
+        self._offers: tuple[Offer, ...] = ()
         self._kinds: dict[_Kind, int] = {}
         self._shape_of_kind: dict[_Kind, NodeShape] = {}
 
@@ -183,7 +184,28 @@ class NodeIndex:
             if cls.allowed is not None:
                 named = (self.by_id[name] for name in cls.allowed if name in self.by_id)
                 cls.runnable &= sum(node.bit for node in named)
+            elif self.spares_gpus(cls):
+                cls.runnable &= ~self._gpu
         return cls.runnable
+
+    def spares_gpus(self, cls: TaskClass) -> bool:
+        """Whether a class leaves nodes with GPUs to others: others are there, or come soon."""
+        if not self._offers or cls.request.gpu_units or cls.pool is not None:
+            return False
+        if self.fitting(cls.request) & ~self._gpu:
+            return True
+        return any(
+            one.fits(cls.request, None) for one in self._offers if _is_near_without_gpus(one)
+        )
+
+    def expect(self, offers: Sequence[Offer]) -> None:
+        """Note which nodes may still join."""
+        before, self._offers = self._offers, tuple(offers)
+        if [(one.shape, one.is_near) for one in before] != [
+            (one.shape, one.is_near) for one in self._offers
+        ]:
+            self.version += 1
+            self.fresh |= self._gpu  # they may be open to more tasks now
 
     def members(self, mask: int) -> Iterator[Node]:
         """Yield the nodes of a set."""
@@ -324,6 +346,10 @@ class NodeIndex:
                     bucket ^= node.bit
                     cls.hope &= ~node.bit
         return None
+
+
+def _is_near_without_gpus(offer: Offer) -> bool:
+    return offer.is_near and offer.shape is not None and not offer.shape.gpus
 
 
 def _kind(shape: NodeShape) -> _Kind:

@@ -20,6 +20,9 @@ own time limit ends before the reservation begins (EASY backfill; Lifka, JSSPP 1
 places a task at least every ``reserve_after_s`` plus the time in which a node drains, as long as
 there is a node for each urgent class.
 
+**GPUs are spared.** Where nodes may still join, a task that needs no GPU leaves nodes with GPUs
+alone as long as a node without GPUs that fits it is there, or is expected within a minute.
+
 **Choice of the node**, among those with room: warm for the task's warm key; holding most of its
 inputs, if that is 64 KiB or more; without GPUs, if it needs none; fewest free cores; first joined.
 
@@ -34,14 +37,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from exadask.core.books import Books
 from exadask.core.events import Demand, Offer, Place, Resume, WaitingTask
 from exadask.core.explain import explain_held, explain_waiting
 from exadask.core.ledger import NodeId, ShareId, TaskId
 from exadask.core.node import Held, HeldState, Node
-from exadask.core.nodes import NodeIndex
 from exadask.core.prospects import check_possible, hopeless
-from exadask.core.queue import Rank, TaskClass, WaitingQueue
-from exadask.errors import InvalidTransition
+from exadask.core.queue import Rank, TaskClass
 from exadask.resources import NodeShape, Resources
 
 __all__ = ["Demand", "Offer", "Place", "Placement", "Resume", "WaitingTask"]
@@ -69,11 +71,6 @@ class Placement:
     reserve_after_s : float
         How long a class may be overtaken before a node is reserved for it [s].
 
-    Attributes
-    ----------
-    offers : sequence of Offer
-        Nodes that may still join, for elastic pools: what fits them may wait for them.
-
     Notes
     -----
     Not thread-safe; one loop owns it. A late report (of a node or share that is gone) is dropped;
@@ -93,21 +90,26 @@ class Placement:
     """
 
     def __init__(self, *, reserve_after_s: float = 10.0) -> None:
-        self.offers: Sequence[Offer] = ()
+        self._offers: Sequence[Offer] = ()
         self._reserve_after_s = reserve_after_s
-        self._nodes = NodeIndex()
-        self._queue = WaitingQueue()
-        self._held: dict[ShareId, Held] = {}
-        self._wanted: dict[NodeId, Node] = {}  # nodes where lent shares are wanted back
-        self._confirm: list[ShareId] = []
-        self._n_shares = self._n_rounds = 0
-        self._now = -math.inf
-        self._has_news = False
+        self._books = Books()
+        self._nodes, self._queue = self._books.nodes, self._books.queue
+        self._n_rounds = 0
 
     @property
     def nodes(self) -> Mapping[NodeId, Node]:
         """The nodes, to be read only."""
         return MappingProxyType(self._nodes.by_id)
+
+    @property
+    def offers(self) -> Sequence[Offer]:
+        """Nodes that may still join, for elastic pools: what fits them may wait for them."""
+        return self._offers
+
+    @offers.setter
+    def offers(self, offers: Sequence[Offer]) -> None:
+        self._offers = offers
+        self._nodes.expect(offers)
 
     @property
     def n_waiting(self) -> int:
@@ -161,11 +163,11 @@ class Placement:
             return
         was_at, changed.ends_at = changed.ends_at, math.inf if ends_at is None else ends_at
         cls, start = changed.reserved_for, changed.reserved_start
-        start = self._now if start == math.inf else max(self._now, start)
+        start = self._books.now if start == math.inf else max(self._books.now, start)
         if cls is not None and not changed.has_time(cls.request, start):
-            self._drop_reservation(cls)
-        self._changed(changed, has_gained=changed.ends_at > was_at)
-        self._has_news = True
+            self._books.drop_reservation(cls)
+        self._books.changed(changed, has_gained=changed.ends_at > was_at)
+        self._books.has_news = True
 
     def remove_node(self, node: NodeId) -> list[TaskId]:
         """Let a node leave, and all shares with it.
@@ -178,10 +180,10 @@ class Placement:
         gone = self._nodes.by_id.get(node)
         if gone is None:
             return []
-        self._drop_reservation(gone.reserved_for)
+        self._books.drop_reservation(gone.reserved_for)
         for share_id in gone.shares:
-            del self._held[share_id]
-        self._wanted.pop(node, None)
+            del self._books.held[share_id]
+        self._books.wanted.pop(node, None)
         self._nodes.remove(gone)
         self._queue.rescale(self._nodes.scale)
         return list(dict.fromkeys(held.share.task for held in gone.shares.values()))
@@ -191,15 +193,15 @@ class Placement:
         paused = self._nodes.by_id.get(node)
         if paused is not None and not paused.is_paused:
             paused.is_paused = True
-            self._drop_reservation(paused.reserved_for)
-            self._changed(paused, has_gained=False)
+            self._books.drop_reservation(paused.reserved_for)
+            self._books.changed(paused, has_gained=False)
 
     def resume_node(self, node: NodeId) -> None:
         """End a pause."""
         resumed = self._nodes.by_id.get(node)
         if resumed is not None and resumed.is_paused:
             resumed.is_paused = False
-            self._changed(resumed, has_gained=True)
+            self._books.changed(resumed, has_gained=True)
 
     def note_warm(self, node: NodeId, key: str) -> None:
         """Remember that a node is warm for a key."""
@@ -229,11 +231,11 @@ class Placement:
 
     def require_possible(self, task: WaitingTask, now: float) -> None:
         """Raise what `submit` would raise of a task that can never run; queue nothing."""
-        check_possible(self._nodes, self.offers, task, self._tick(now))
+        check_possible(self._nodes, self.offers, task, self._books.tick(now))
 
     def withdraw(self, task_id: TaskId) -> None:
         """Forget a waiting task; nothing happens if it does not wait."""
-        self._drop_reservation(self._queue.discard(task_id))
+        self._books.drop_reservation(self._queue.discard(task_id))
 
     def waiting(self, task_id: TaskId) -> bool:
         """Whether a task waits."""
@@ -249,15 +251,15 @@ class Placement:
         InvalidTransition
             There never was such a share. One that is gone already is a late report.
         """
-        held = self._find(share_id, "release")
+        held = self._books.find(share_id, "release")
         if held is None:
             return
         node = held.node
-        del self._held[share_id]
+        del self._books.held[share_id]
         node.ledger.release(held.share)
         node.remove(held)
-        self._note_wanted(node)
-        self._changed(node, has_gained=True)
+        self._books.note_wanted(node)
+        self._books.changed(node, has_gained=True)
 
     def lend(self, share_id: ShareId) -> None:
         """Give others the cores and GPUs of a task that waits for them; it keeps its memory.
@@ -267,13 +269,13 @@ class Placement:
         InvalidTransition
             There never was such a share.
         """
-        held = self._find(share_id, "lend")
+        held = self._books.find(share_id, "lend")
         if held is None or held.state is HeldState.LENT:
             return
         if held.state is HeldState.HELD:
             held.node.ledger.lend(share_id)
-        self._enter(held, HeldState.LENT)
-        self._changed(held.node, has_gained=True)
+        self._books.enter(held, HeldState.LENT)
+        self._books.changed(held.node, has_gained=True)
 
     def reclaim(self, share_id: ShareId, now: float) -> None:
         """Ask for a lent share back: the same GPUs, and as many cores.
@@ -286,15 +288,15 @@ class Placement:
         InvalidTransition
             There never was such a share.
         """
-        self._tick(now)
-        held = self._find(share_id, "reclaim")
+        self._books.tick(now)
+        held = self._books.find(share_id, "reclaim")
         if held is None or held.state is HeldState.WANTED:
             return
         if held.state is HeldState.HELD:
-            self._confirm.append(share_id)
+            self._books.confirm.append(share_id)
             return
-        self._enter(held, HeldState.WANTED)
-        self._changed(held.node, has_gained=False)
+        self._books.enter(held, HeldState.WANTED)
+        self._books.changed(held.node, has_gained=False)
 
     def charge(self, task_id: TaskId, node: NodeId, request: Resources) -> ShareId:
         """Book work that runs on a node without having been placed there.
@@ -304,13 +306,13 @@ class Placement:
         ShareId
             What to `release` when it ends. If the node has left, nothing is booked under it.
         """
-        share_id = self._new_share_id()
+        share_id = self._books.new_share_id()
         charged = self._nodes.by_id.get(node)
         if charged is not None:
             share = charged.ledger.overdraw(task_id, request, share_id)
-            held = Held(share, request, charged, now=self._now)
+            held = Held(share, request, charged, now=self._books.now)
             held.is_charged = True
-            self._book(held)
+            self._books.book(held)
         return share_id
 
     # -- decisions --------------------------------------------------------------------------
@@ -323,14 +325,14 @@ class Placement:
         list of Place or Resume
             To be performed in this order; the books have them already.
         """
-        now = self._tick(now)
+        now = self._books.tick(now)
         self._n_rounds += 1
-        round_ = _Round(number=self._n_rounds, now=now, commands=self._resume())
+        round_ = _Round(number=self._n_rounds, now=now, commands=self._books.resume())
         if self._queue.promote(now, self._reserve_after_s):
-            self._has_news = True
-        if not (self._has_news or self._nodes.fresh or self._queue.unsettled):
+            self._books.has_news = True
+        if not (self._books.has_news or self._nodes.fresh or self._queue.unsettled):
             return round_.commands
-        self._has_news = False
+        self._books.has_news = False
         self._serve_urgent(round_)
         self._serve_all(round_)
         self._queue.mark_older(round_.latest_arrival, now, besides=round_.progressed)
@@ -353,7 +355,7 @@ class Placement:
         A node counts if the time that is left to it is enough. With neither nodes nor offers these
         are all tasks.
         """
-        return hopeless(self._nodes, self._queue, self.offers, max(now, self._now))
+        return hopeless(self._nodes, self._queue, self.offers, max(now, self._books.now))
 
     def idle_nodes(self) -> list[NodeId]:
         """Name the nodes where nothing is held, lent or reserved, in the order of joining."""
@@ -366,106 +368,19 @@ class Placement:
 
     def explain(self, task_id: TaskId, now: float) -> str:
         """Say in a sentence where a task runs, or what it waits for; O(waiting and running)."""
-        now = max(now, self._now)
+        now = max(now, self._books.now)
         if task_id in self._queue:
             return explain_waiting(self._nodes, self._queue, task_id, now)
-        for held in reversed(self._held.values()):
+        for held in reversed(self._books.held.values()):
             if held.share.task == task_id:
                 return explain_held(held)
         return "unknown to the scheduler"
 
     def check(self) -> None:
         """Assert that the books are right; for tests."""
-        self._nodes.check()
-        self._queue.check()
-        by_node = {
-            share_id: held
-            for node in self._nodes.by_id.values()
-            for share_id, held in node.shares.items()
-        }
-        assert by_node == self._held, "the nodes and the shares disagree"
-        assert set(self._wanted) == {n.name for n in self._nodes.by_id.values() if n.wanted}
-        reserving = {cls.reserved: cls for _, cls in self._queue.order if cls.reserved is not None}
-        reserved = {
-            name: node.reserved_for
-            for name, node in self._nodes.by_id.items()
-            if node.reserved_for is not None
-        }
-        assert reserving == reserved, "the nodes and the reservations disagree"
-        assert all(cls in self._queue.urgent for cls in reserved.values()), "reserved, not urgent"
-
-    def _tick(self, now: float) -> float:
-        self._now = max(self._now, now)
-        return self._now
-
-    def _new_share_id(self) -> ShareId:
-        self._n_shares += 1
-        return ShareId(self._n_shares - 1)
-
-    def _find(self, share_id: ShareId, event: str) -> Held | None:
-        held = self._held.get(share_id)
-        if held is None and not 0 <= share_id < self._n_shares:
-            raise InvalidTransition(f"share {share_id}", event, "never given")
-        return held
-
-    def _book(self, held: Held) -> None:
-        """Enter a new share."""
-        self._held[held.share.share_id] = held
-        held.node.add(held)
-        self._changed(held.node, has_gained=False)
-
-    def _enter(self, held: Held, state: HeldState) -> None:
-        """Move a share to another state."""
-        held.node.enter(held, state)
-        self._note_wanted(held.node)
-
-    def _note_wanted(self, node: Node) -> None:
-        if node.wanted:
-            self._wanted[node.name] = node
-        else:
-            self._wanted.pop(node.name, None)
-
-    def _changed(self, node: Node, *, has_gained: bool) -> None:
-        if node.reserved_for is not None:
-            before = node.reserved_start
-            node.reserved_start = node.earliest_start(node.reserved_for, self._now)
-            has_gained = has_gained or node.reserved_start > before
-        self._nodes.update(node, has_gained=has_gained)
-
-    def _drop_reservation(self, cls: TaskClass | None) -> None:
-        """End the reservation of a class, if it has one; its node opens."""
-        if cls is None or cls.reserved is None:
-            return
-        node = self._nodes.by_id[cls.reserved]
-        cls.reserved = node.reserved_for = None
-        node.reserved_start = math.inf
-        self._has_news = True
-        self._changed(node, has_gained=True)
+        self._books.check()
 
     # -- a dispatch -------------------------------------------------------------------------
-
-    def _resume(self) -> list[Place | Resume]:
-        """Give lent shares back that are wanted, on each node in the order of asking."""
-        resumed: list[Place | Resume] = [
-            Resume(share=self._held[share_id].share)
-            for share_id in self._confirm
-            if share_id in self._held and self._held[share_id].state is HeldState.HELD
-        ]
-        self._confirm.clear()
-        for node in list(self._wanted.values()):
-            while node.wanted and node.alone is None:
-                held = self._held[node.wanted[0]]
-                if held.alone and node.n_active:
-                    break
-                cores = min(held.request.cores, node.shape.cores)  # a charge may ask for more
-                share = node.ledger.reclaim(held.share.share_id, cores)
-                if share is None:
-                    break
-                self._enter(held, HeldState.HELD)
-                held.share = share
-                resumed.append(Resume(share=share))
-                self._changed(node, has_gained=True)
-        return resumed
 
     def _serve_urgent(self, round_: _Round) -> None:
         """Place the heads of urgent classes, or reserve nodes for them."""
@@ -475,7 +390,7 @@ class Placement:
                 if cls.reserved is not None:
                     node = self._nodes.by_id[cls.reserved]
                     if not node.could_ever_start(cls, round_.now):
-                        self._drop_reservation(cls)
+                        self._books.drop_reservation(cls)
                 if not self._place_head(cls, round_) and cls.reserved is None:
                     self._reserve(cls, round_.now)
             if not self._nodes.fresh:
@@ -530,7 +445,7 @@ class Placement:
         if node is None:
             self._pass_over(cls, round_)
             return False
-        share = node.ledger.allocate(task.task, task.request, self._new_share_id())
+        share = node.ledger.allocate(task.task, task.request, self._books.new_share_id())
         assert share is not None, "a node was chosen that has no room"
         round_.commands.append(Place(share=share, task=task.task))
         for passed in round_.passed:
@@ -541,8 +456,8 @@ class Placement:
             round_.lowest_rank = cls.rank
         round_.progressed.add(cls)
         self._queue.pop_head(cls)
-        self._drop_reservation(cls)
-        self._book(Held(share, task.request, node, now=now, alone=task.alone))
+        self._books.drop_reservation(cls)
+        self._books.book(Held(share, task.request, node, now=now, alone=task.alone))
         return True
 
     def _reserve(self, cls: TaskClass, now: float) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from exadask.core.allocations import Allocation, AllocationState
 from exadask.core.budget import Budget
 from exadask.core.demand import Candidate, Coming
-from exadask.core.events import Demand, Offer
+from exadask.core.events import Offer
 from exadask.core.sizes import largest_size, longest_walltime_s
 from exadask.pool import Pool
 from exadask.units import render_seconds
@@ -17,6 +17,10 @@ from exadask.units import render_seconds
 __all__ = ["FleetLimits", "PoolBook", "number", "render_cost"]
 
 _N_ENDED = 16
+
+
+_NEAR_S = 60.0
+"""How long an allocation that was asked for is expected any moment [s]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,8 @@ class FleetLimits:
     ----------
     max_failures : int
         Failures in a row after which a pool is closed.
+    max_passing : int
+        The same for refusals that are known to pass, such as a controller that restarts.
     back_off_s, longest_back_off_s : float
         How long to wait after the first failure, doubled after each further one, and at most [s].
     lead_s : float
@@ -41,6 +47,7 @@ class FleetLimits:
     """
 
     max_failures: int = 3
+    max_passing: int = 12
     back_off_s: float = 2.0
     longest_back_off_s: float = 300.0
     lead_s: float = 600.0
@@ -55,7 +62,7 @@ class PoolBook:
     Attributes
     ----------
     shape : NodeShape or None
-        What its nodes have, as declared or as the first one said.
+        What its nodes have: as the last one that joined said; before, as declared.
     allocations : dict of str to Allocation
         Those that have not ended, oldest first.
     ended : deque of Allocation
@@ -64,8 +71,8 @@ class PoolBook:
         Why nothing more is asked for.
     is_close_told : bool
         Whether the closing has been commanded.
-    n_failures : int
-        Failures since a node has joined.
+    n_failures, n_passing : int
+        Failures since a node has joined, and how many of them are known to pass.
     last_failure : str
         The last one, in words.
     failed : str or None
@@ -84,7 +91,7 @@ class PoolBook:
         self.n_asked = 0
         self.closed_reason: str | None = None
         self.is_close_told = False
-        self.n_failures = 0
+        self.n_failures = self.n_passing = 0
         self.last_failure = ""
         self.failed: str | None = None
         self.retry_at = -math.inf
@@ -92,15 +99,33 @@ class PoolBook:
 
     # -- what happens -------------------------------------------------------------------------
 
-    def fail(self, allocation: Allocation, what: str, now: float, *, is_final: bool) -> None:
-        """Count a failure; wait a while, or close the pool."""
+    def fail(
+        self, allocation: Allocation, what: str, now: float, *, is_final: bool | None = None
+    ) -> None:
+        """Count a failure; wait a while, or close the pool.
+
+        Parameters
+        ----------
+        allocation : Allocation
+            What failed.
+        what : str
+            How, in words.
+        now : float
+            The time [s].
+        is_final : bool, optional
+            Whether another attempt cannot help; False if the reason is known to pass.
+        """
         self.n_failures += 1
+        self.n_passing += is_final is False
+        n_counting = self.n_failures - self.n_passing
         self.last_failure, self.failed = what, allocation.name
         pause_s = self._limits.back_off_s * 2 ** min(self.n_failures - 1, 30)
         self.retry_at = now + min(pause_s, self._limits.longest_back_off_s)
         if is_final:
             self.close(f"{allocation.title} {what}")
-        elif self.n_failures >= self._limits.max_failures and not self.has_nodes:
+        elif not self.has_nodes and (
+            n_counting >= self._limits.max_failures or self.n_passing >= self._limits.max_passing
+        ):
             self.close(
                 f"{number(self.n_failures, 'allocation')} in a row brought no node; the last, "
                 f"{allocation.title}, {what}"
@@ -108,7 +133,8 @@ class PoolBook:
 
     def succeed(self) -> None:
         """Forget the failures, since a node has joined."""
-        self.n_failures, self.retry_at = 0, -math.inf
+        self.n_failures = self.n_passing = 0
+        self.retry_at = -math.inf
 
     def close(self, reason: str) -> None:
         """Ask for nothing more, ever."""
@@ -143,25 +169,29 @@ class PoolBook:
         """Count the allocations that stand in the way of others."""
         return sum(not self.ends_soon(one, now) for one in self.allocations.values())
 
-    def could_serve(self, demand: Demand, now: float) -> bool:
-        """Whether something that is there or coming could ever run such tasks."""
-        offers = (
-            Offer(pool=self.pool.name, shape=self.shape, walltime_s=one.left_s(now))
+    def at_hand(self, now: float) -> Offer | None:
+        """Describe what is there or coming, with the longest time that any of it has left."""
+        left_s = (
+            one.left_s(now)
             for one in self.active
             if one.joined or one.n_coming(now, self._limits.start_timeout_s)
         )
-        return any(offer.fits(demand.request, demand.pool) for offer in offers)
+        longest_s = max(left_s, default=None)
+        if longest_s is None:
+            return None
+        return Offer(pool=self.pool.name, shape=self.shape, walltime_s=longest_s)
 
     # -- what may come ------------------------------------------------------------------------
 
     def candidate(self, budget: Budget, now: float) -> Candidate:
         """Describe the pool to `exadask.core.demand`."""
+        # A pool that can never be paid for is no reason to leave another alone.
+        walltime_s = longest_walltime_s(self.pool, affordable=budget.at_most_left)
         coming = (
             (one, one.n_coming(now, self._limits.start_timeout_s))
             for one in self.active
             if not self.ends_soon(one, now)
         )
-        walltime_s = longest_walltime_s(self.pool, affordable=budget.left)
         return Candidate(
             pool=self.pool.name,
             shape=self.shape,
@@ -172,7 +202,7 @@ class PoolBook:
                 if nodes
             ),
             room=self.room(budget, now),
-            is_open=self.is_open,
+            is_open=self.is_open and walltime_s is not None,
         )
 
     def offers(self, budget: Budget, now: float) -> list[Offer]:
@@ -183,12 +213,18 @@ class PoolBook:
         if self.is_open and walltime_s is not None:
             offers.append(Offer(pool=name, shape=shape, walltime_s=walltime_s))
         offers += [
-            Offer(pool=name, shape=shape, walltime_s=one.left_s(now))
+            Offer(
+                pool=name, shape=shape, walltime_s=one.left_s(now), is_near=self._is_near(one, now)
+            )
             for one in self.active
             if one.n_coming(now, self._limits.start_timeout_s)
             and (self.is_open or not one.is_queued)
         ]
         return offers
+
+    @staticmethod
+    def _is_near(one: Allocation, now: float) -> bool:
+        return not one.is_queued or now - one.asked_at < _NEAR_S
 
     def room(self, budget: Budget, now: float) -> int:
         """Return how many nodes may be asked for now [nodes]; a pause after a failure is no bar."""

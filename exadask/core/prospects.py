@@ -87,24 +87,24 @@ def hopeless(
 
 
 def nearest(shapes: Sequence[NodeShape], request: Resources) -> NodeShape:
-    """Choose the shape that has enough of most resources; then the largest.
+    """Choose the shape that has most of what a request asks for; then the largest.
 
     Raises
     ------
     ValueError
         There are no shapes.
     """
-    return max(
-        shapes,
-        key=lambda shape: (
-            (request.gpu_units <= shape.gpus * GPU_UNIT)
-            + (request.cores <= shape.cores)
-            + ((request.memory_bytes or 0) <= shape.memory_bytes),
-            shape.cores,
-            shape.gpus,
-            shape.memory_bytes,
-        ),
-    )
+
+    def rank(shape: NodeShape) -> tuple[float, int, int, int]:
+        has = [shape.cores / request.cores]
+        if request.gpu_units:
+            has.append(shape.gpus * GPU_UNIT / request.gpu_units)
+        if request.memory_bytes:
+            has.append(shape.memory_bytes / request.memory_bytes)
+        met = sum(min(1.0, part) for part in has)
+        return (met, shape.cores, shape.gpus, shape.memory_bytes)
+
+    return max(shapes, key=rank)
 
 
 def _has_hope(nodes: NodeIndex, offers: Sequence[Offer], cls: TaskClass, now: float) -> bool:

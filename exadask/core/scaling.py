@@ -121,8 +121,10 @@ class Fleet:
             found.job_id = job_id
             found.enter(AllocationState.PENDING, now)
 
-    def refused(self, allocation: str, reason: str, now: float, *, is_permanent: bool) -> None:
-        """Note that the batch system has not taken an allocation."""
+    def refused(
+        self, allocation: str, reason: str, now: float, *, is_permanent: bool | None
+    ) -> None:
+        """Note that the batch system has not taken an allocation; None: not clear whether ever."""
         found = self._state.find(allocation)
         if found is None:
             return
@@ -161,8 +163,8 @@ class Fleet:
         book = self._state.book_of(found)
         found.join(node, now)
         book.succeed()
-        if shape is not None and book.shape is None:
-            book.shape = shape
+        if shape is not None:
+            book.shape = shape  # a real node knows better than a profile
 
     def node_left(self, allocation: str, node: NodeId, now: float) -> None:
         """Note that a node has gone, for whatever reason."""
@@ -232,7 +234,13 @@ class Fleet:
         outlasting: Collection[NodeId] = (),
     ) -> list[Step]:
         """Say what `decide` would do, and what not, and why; nothing changes."""
-        return copy.deepcopy(self)._steps(now, demand, idle, outlasting)
+        books = self._state.books.values()
+        shared = {id(one): one for book in books for one in (book.pool, book.shape)}
+        twin = copy.deepcopy(self, shared)
+        steps = twin._steps(now, demand, idle, outlasting)
+        if self.mode == "auto":
+            steps += Decision(twin._state, now, idle).regret(demand)
+        return steps
 
     def ending_nodes(self, now: float) -> list[NodeId]:
         """Name the nodes whose allocations are about to end."""
@@ -294,4 +302,4 @@ class Fleet:
             what = f"vanished{because}"
         else:
             what = f"ended before any node had joined ({cause.value}){because}"
-        self._state.book_of(one).fail(one, what, now, is_final=False)
+        self._state.book_of(one).fail(one, what, now)

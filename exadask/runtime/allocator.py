@@ -32,7 +32,7 @@ from exadask.core.fleet_report import FleetSummary
 from exadask.core.ledger import NodeId
 from exadask.core.pool_book import FleetLimits
 from exadask.core.scaling import Fleet
-from exadask.errors import AllocationFailed, QueryFailed, SubmissionRefused
+from exadask.errors import AllocationFailed, ExadaskError, QueryFailed, SubmissionRefused
 from exadask.pool import Pool
 from exadask.resources import NodeShape
 from exadask.runtime.backends import Backend, backend_of, tail_of
@@ -65,6 +65,7 @@ class _Job:
     job: JobId | None = None
     is_over: bool = False
     is_unwanted: bool = False
+    is_held: bool = False
 
 
 class Allocator:
@@ -257,10 +258,9 @@ class Allocator:
             entry.is_over = True
             reason = f"{error.answer} {error.advice}".strip()
             self._refused(name, reason, is_permanent=error.is_permanent)
-        except OSError as error:
+        except (OSError, ExadaskError) as error:  # a folder that cannot be written, a bad pool
             entry.is_over = True
-            reason = f"the folder {request.folder} cannot be written: {error}."
-            self._refused(name, reason, is_permanent=True)
+            self._refused(name, f"{error}", is_permanent=True)
         else:
             self._fleet.submitted(name, str(entry.job), self._now())
             logger.info(
@@ -272,7 +272,7 @@ class Allocator:
         self._expect_news()
         self.poke()
 
-    def _refused(self, name: str, reason: str, *, is_permanent: bool) -> None:
+    def _refused(self, name: str, reason: str, *, is_permanent: bool | None) -> None:
         self._fleet.refused(name, reason, self._now(), is_permanent=is_permanent)
 
     def _write_posting(self, request: AllocationRequest) -> None:
@@ -407,6 +407,11 @@ class Allocator:
         if status.left_s is not None:
             for node in self._plugin.roster.of_allocation(name):
                 self._plugin.placement.set_end(node, now + status.left_s)
+        if status.is_held and not entry.is_held:
+            logger.warning(
+                "job %s is held (%s): somebody must release it", entry.job, status.reason
+            )
+        entry.is_held = status.is_held
         self._fleet.reported(name, _news(status), now)
         self.poke()
 

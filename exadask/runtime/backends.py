@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -132,10 +133,18 @@ class CommandBackend:
         reply = await self._run(self._system.status_argv(ids))
         found.update(self._system.parse_status(reply, ids))
         await self._remember(found)
-        for job, status in found.items():
-            if status.state is JobState.UNKNOWN and job in self._requests:
-                found[job] = recorded_end(self._requests[job].exit_record)
-        return found
+        return {job: self._with_record(job, status) for job, status in found.items()}
+
+    def _with_record(self, job: JobId, status: JobStatus) -> JobStatus:
+        """Add what the job script has written, where the batch system says nothing or less."""
+        is_known = status.state is not JobState.UNKNOWN
+        if job not in self._requests or (is_known and status.cause is not EndCause.FAILED):
+            return status
+        record = recorded_end(self._requests[job].exit_record)
+        if not is_known or record.exit_code is None or status.exit_code is not None:
+            return record if not is_known else status
+        reason = f"{status.reason}, {record.reason}"
+        return replace(status, exit_code=record.exit_code, reason=reason)
 
     async def cancel(self, ids: Sequence[JobId]) -> None:
         """End jobs."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 class Background:
@@ -17,12 +20,17 @@ class Background:
         """Start a coroutine."""
         task = asyncio.ensure_future(work)
         self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._ended)
 
     async def finish(self) -> None:
         """Wait until all have ended."""
         while self._running:
             await asyncio.wait(self._running)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("what ran in the background failed", exc_info=task.exception())
 
     def cancel(self) -> None:
         """Cancel all."""

@@ -88,7 +88,7 @@ class PsijBackend:
 
         command = f"psij:{self._name}"
         try:
-            executor = self._executor()
+            executor = self._executor(request.folder.parent)
             job = _psij_job(request)
             executor.submit(job)
         except ValueError as error:  # no such executor
@@ -102,10 +102,11 @@ class PsijBackend:
         self._jobs[name], self._requests[name] = job, request
         return name
 
-    def _executor(self) -> Any:
+    def _executor(self, folder: Path) -> Any:
+        """Connect once; in its usual folder PSI/J would find what old jobs of the same id left."""
         with self._lock:
             if self._connected is None:
-                self._connected = connect(self._name, self._poll_s)
+                self._connected = connect(self._name, self._poll_s, folder / "psij")
             return self._connected
 
     def _status(self, name: JobId) -> JobStatus:
@@ -142,7 +143,7 @@ class PsijBackend:
         from psij import Job
 
         job = Job()
-        self._executor().attach(job, name)
+        self._connected.attach(job, name)
         self._jobs[name] = job
 
     def _cancel(self, names: Sequence[JobId]) -> None:
@@ -186,8 +187,8 @@ def import_psij() -> None:
         raise SubmissionRefused("import psij", str(problems[0]), True, advice) from problems[0]
 
 
-def connect(name: str, poll_s: int = _POLL_S) -> Any:
-    """Make one of PSI/J's executors.
+def connect(name: str, poll_s: int = _POLL_S, folder: Path | None = None) -> Any:
+    """Make one of PSI/J's executors, which keeps its files in a folder.
 
     Raises
     ------
@@ -197,12 +198,11 @@ def connect(name: str, poll_s: int = _POLL_S) -> Any:
     from psij import JobExecutor
     from psij.executors.batch.batch_scheduler_executor import BatchSchedulerExecutorConfig
 
-    is_polled = name not in (_LOCAL, "flux", "rp")
-    config = (
-        BatchSchedulerExecutorConfig(queue_polling_interval=poll_s, initial_queue_polling_delay=1)
-        if is_polled
-        else None
-    )
+    config = None
+    if name not in (_LOCAL, "flux", "rp"):
+        config = BatchSchedulerExecutorConfig(
+            work_directory=folder, queue_polling_interval=poll_s, initial_queue_polling_delay=1
+        )
     return JobExecutor.get_instance(name, config=config)
 
 

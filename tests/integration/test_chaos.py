@@ -10,6 +10,7 @@ import dask
 import pytest
 
 import exadask as xd
+from exadask.runtime.cluster import EmbeddedCluster
 from exadask.testing.waiting import eventually
 
 pytestmark = pytest.mark.dask
@@ -50,7 +51,7 @@ def test_every_future_ends_and_the_books_balance(seed: int) -> None:
     shape = xd.NodeShape.declare(cores=4, gpus=1)
     with dask.config.set(_VALIDATE), xd.Executor(nodes=[shape, shape], reserve_after_s=0.5) as ex:
         cluster = ex._cluster
-        assert cluster is not None
+        assert isinstance(cluster, EmbeddedCluster)
         futures = submit_some(ex, rng)
         for count in (20, 50, 80, 110):
             eventually(lambda count=count: sum(map(xd.Future.done, futures)) >= count)  # type: ignore[misc]  # bound now

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import exadask as xd
+from exadask.runtime.cluster import EmbeddedCluster
 from exadask.runtime.scheduler_plugin import HOLD
 from exadask.testing.waiting import eventually
 
@@ -31,7 +32,7 @@ def two_nodes() -> Iterator[xd.Executor]:
 
 def check_books(executor: xd.Executor) -> None:
     """Nothing is held any more by anyone, and the books agree with themselves."""
-    assert executor._cluster is not None
+    assert isinstance(executor._cluster, EmbeddedCluster)
     placement = executor._cluster.plugin.placement
     eventually(lambda: all(node.ledger.is_idle for node in placement.nodes.values()))
     placement.check()
@@ -51,7 +52,7 @@ def test_task_of_a_lost_node_is_held_again_and_runs_elsewhere(
     eventually(started.exists)
     lost = future.node
     assert lost is not None
-    assert two_nodes._cluster is not None
+    assert isinstance(two_nodes._cluster, EmbeddedCluster)
     two_nodes._cluster.lose_node(lost)
     go.touch()
     future.result(30)
@@ -79,7 +80,7 @@ def test_waiting_tasks_are_held_at_an_address_that_does_not_exist(
         for index in range(2)
     ]
     held = two_nodes.submit(abs, -1)
-    assert two_nodes._cluster is not None
+    assert isinstance(two_nodes._cluster, EmbeddedCluster)
     tasks = two_nodes._cluster.scheduler.tasks
     eventually(lambda: held.key in tasks and tasks[held.key].state == "no-worker")
     assert tasks[held.key].worker_restrictions == {HOLD}
@@ -91,7 +92,7 @@ def test_waiting_tasks_are_held_at_an_address_that_does_not_exist(
 
 def test_refused_placement_gives_its_share_back(two_nodes: xd.Executor) -> None:
     cluster = two_nodes._cluster
-    assert cluster is not None
+    assert isinstance(cluster, EmbeddedCluster)
     two_nodes.submit(abs, -1).result(30)
     scheduler = cluster.scheduler
 
@@ -121,7 +122,7 @@ def test_joining_node_is_used_at_once(two_nodes: xd.Executor, tmp_path: Path) ->
         for index in range(3)
     ]
     eventually(lambda: sum(future.running() for future in futures) == 2)
-    assert two_nodes._cluster is not None
+    assert isinstance(two_nodes._cluster, EmbeddedCluster)
     name = two_nodes._cluster.add_node(FOUR)
     eventually(lambda: any(future.node == name for future in futures))
     go.touch()
@@ -138,7 +139,7 @@ def test_joining_node_does_not_make_dask_look_at_every_held_task(
     ]
     held = two_nodes.options(cores=4).submit(abs, -1)
     cluster = two_nodes._cluster
-    assert cluster is not None
+    assert isinstance(cluster, EmbeddedCluster)
     eventually(lambda: len(cluster.scheduler.unrunnable) == 1)
 
     async def look() -> dict[str, str]:
@@ -218,7 +219,7 @@ def test_untagged_dask_work_counts_as_one_core(two_nodes: xd.Executor, tmp_path:
     ]
     eventually(lambda: all((tmp_path / f"{index}").exists() for index in range(2)))
     plain = two_nodes.client.submit(abs, -5)
-    assert two_nodes._cluster is not None
+    assert isinstance(two_nodes._cluster, EmbeddedCluster)
     tasks = two_nodes._cluster.scheduler.tasks
     eventually(lambda: plain.key in tasks and tasks[plain.key].state == "no-worker")
     go.touch()
@@ -265,7 +266,7 @@ def test_two_clients_share_one_set_of_books(two_nodes: xd.Executor, tmp_path: Pa
         two_nodes.options(cores=4).submit(wait_for_file, go, tmp_path / f"{index}")
         for index in range(2)
     ]
-    assert two_nodes._cluster is not None
+    assert isinstance(two_nodes._cluster, EmbeddedCluster)
     with Client(
         two_nodes._cluster.address, loop=two_nodes.client.loop, set_as_default=False
     ) as other:
@@ -284,7 +285,7 @@ def test_dask_collections_run_on_the_same_cluster(two_nodes: xd.Executor) -> Non
 
 
 def test_workers_argument_of_dask_is_respected(two_nodes: xd.Executor) -> None:
-    assert two_nodes._cluster is not None
+    assert isinstance(two_nodes._cluster, EmbeddedCluster)
     scheduler = two_nodes._cluster.scheduler
     address = next(ws.address for ws in scheduler.workers.values() if ws.name == "node-1")
     futures = [two_nodes.client.submit(pow, 2, n, workers=[address], pure=False) for n in range(6)]
@@ -295,7 +296,7 @@ def test_workers_argument_of_dask_is_respected(two_nodes: xd.Executor) -> None:
 def test_task_that_kills_three_nodes_in_a_row_is_stopped_and_named(tmp_path: Path) -> None:
     with xd.Executor(nodes=[FOUR] * 7) as executor:  # suspects run alone, one per node
         cluster = executor._cluster
-        assert cluster is not None
+        assert isinstance(cluster, EmbeddedCluster)
         go = tmp_path / "go"
         killer = executor.submit(wait_for_file, tmp_path / "never", tmp_path / "k")
         neighbours = [

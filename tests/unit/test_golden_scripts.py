@@ -1,6 +1,6 @@
 """What would be submitted on every shipped site, to the letter.
 
-After a change that is meant: ``python tests/unit/test_golden_scripts.py`` writes the files again, and
+After a change that is meant, ``python tests/unit/test_golden_scripts.py`` writes the files again;
 the difference is to be read.
 """
 
@@ -24,7 +24,7 @@ SITES = sorted(path.stem for path in SHIPPED.glob("*.toml"))
 def of_two_nodes(pool: Pool) -> Pool:
     """Ask for two nodes, where the site allows it: so that the launcher is seen."""
     try:
-        return pool.updated(nodes=2) if pool.max_nodes == 1 else pool
+        return pool.updated(nodes=2) if pool.max_nodes == 1 and pool.is_batch else pool
     except InvalidRequest:
         return pool
 

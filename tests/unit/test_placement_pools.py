@@ -6,7 +6,7 @@ import pytest
 
 from exadask.core.events import Demand, Offer, WaitingTask
 from exadask.core.ledger import NodeId, ShareId, TaskId
-from exadask.core.placement import Placement
+from exadask.core.placement import Place, Placement
 from exadask.errors import ImpossibleRequest
 from exadask.resources import NodeShape, Resources
 
@@ -266,3 +266,58 @@ def test_idle_nodes_have_nothing_held_lent_or_reserved() -> None:
     assert core.idle_nodes() == ["a"]
     core.release(ShareId(0))
     assert core.idle_nodes() == ["a", "b"]
+
+
+# -- sparing GPUs -----------------------------------------------------------------------------
+
+CPUS = NodeShape.declare(cores=4)
+GPUS = NodeShape.declare(cores=8, gpus=4)
+
+
+def placed_on(placement: Placement, now: float = 0.0) -> list[str]:
+    """Dispatch, and name the nodes of what was placed."""
+    return [str(one.share.node) for one in placement.dispatch(now) if isinstance(one, Place)]
+
+
+def two_cpu_tasks() -> Placement:
+    placement = Placement()
+    placement.add_node(NodeId("gpu-0"), GPUS, pool="gpu")
+    placement.offers = [Offer(pool="gpu", shape=GPUS), Offer(pool="cpu", shape=CPUS)]
+    for name in ("a", "b"):
+        task = WaitingTask(task=TaskId(name), request=Resources(), priority=(0,))
+        placement.submit(task, now=0.0)
+    return placement
+
+
+def test_nodes_with_gpus_serve_anybody_while_no_other_is_near() -> None:
+    assert placed_on(two_cpu_tasks()) == ["gpu-0", "gpu-0"]
+
+
+def test_nodes_with_gpus_are_spared_when_others_are_near() -> None:
+    placement = two_cpu_tasks()
+    placement.offers = [*placement.offers, Offer(pool="cpu", shape=CPUS, is_near=True)]
+    assert placed_on(placement) == []
+    assert placement.explain(TaskId("a"), 0.0) == (
+        "waiting: needs no GPU, and a node without GPUs is about to join"
+    )
+    placement.add_node(NodeId("cpu-0"), CPUS, pool="cpu")
+    assert placed_on(placement) == ["cpu-0", "cpu-0"]
+    placement.check()
+
+
+def test_nodes_with_gpus_open_again_when_the_others_are_gone() -> None:
+    placement = two_cpu_tasks()
+    placement.offers = [Offer(pool="cpu", shape=CPUS, is_near=True)]
+    assert placed_on(placement) == []
+    placement.offers = [Offer(pool="gpu", shape=GPUS)]
+    assert placed_on(placement) == ["gpu-0", "gpu-0"]
+
+
+def test_a_pinned_task_and_a_fixed_cluster_know_no_such_rule() -> None:
+    placement = two_cpu_tasks()
+    placement.offers = [Offer(pool="cpu", shape=CPUS, is_near=True)]
+    pinned = WaitingTask(task=TaskId("c"), request=Resources(), priority=(0,), pool="gpu")
+    placement.submit(pinned, now=0.0)
+    assert placed_on(placement) == ["gpu-0"]
+    placement.offers = []
+    assert placed_on(placement) == ["gpu-0", "gpu-0"]

@@ -120,7 +120,7 @@ class Site:
         self.report("cpu-0", RUNNING)
         self.join("cpu-0", nodes)
 
-    def fail(self, name: str, reason: str = "", *, permanent: bool = False) -> None:
+    def fail(self, name: str, reason: str = "", *, permanent: bool | None = None) -> None:
         self.fleet.refused(name, reason, self.now, is_permanent=permanent)
         self.fleet.check()
 
@@ -395,6 +395,17 @@ def test_the_batch_system_may_change_the_end() -> None:
 # -- failures ---------------------------------------------------------------------------------
 
 
+def test_a_pool_is_patient_with_what_passes() -> None:
+    site = Site(pool_of())
+    for number in range(11):
+        assert site.decide(need(1), after_s=300.0) == [f"cpu-{number}=1"]
+        site.fail(f"cpu-{number}", "controller restarts", permanent=False)
+    assert site.decide(need(1), after_s=300.0) == ["cpu-11=1"]
+    site.fail("cpu-11", "controller restarts", permanent=False)
+    (close,) = site.fleet.decide(site.now, [need(1)], {})
+    assert isinstance(close, ClosePool)
+
+
 def test_a_failure_makes_the_pool_pause_longer_each_time_and_then_close() -> None:
     site = Site(pool_of(max_allocations=2))
     assert site.decide(need(8)) == ["cpu-0=1", "cpu-1=1"]
@@ -667,6 +678,10 @@ def test_explain_why_no_node_comes() -> None:
     explain = site.fleet.explain
     assert explain(need(1, bound=True), 0.0).startswith("they may only run on certain nodes")
     assert explain(need(1, cores=99), 0.0) == "no pool has nodes that could run them"
+    assert explain(need(1, time=7200, pool="cpu"), 0.0) == (
+        "no open pool called 'cpu' has nodes that could run them; an allocation of pool cpu lasts "
+        "at most 1h, and they need 2h"
+    )
     assert explain(need(1, pool="xpu"), 0.0) == (
         "no open pool called 'xpu' has nodes that could run them"
     )
@@ -714,7 +729,8 @@ def test_offers_follow_what_may_still_come() -> None:
     site.join("cpu-0", 1)
     site.fleet.close_pool("cpu", "enough")
     site.decide(after_s=100.0)
-    rest = Offer(pool="cpu", shape=NodeShape.declare(cores=4), walltime_s=3500.0)
+    four = NodeShape.declare(cores=4)
+    rest = Offer(pool="cpu", shape=four, walltime_s=3500.0, is_near=True)
     assert site.fleet.offers(site.now) == [rest]
     assert site.fleet.offers(400.0) == [], "the other node is not waited for any more"
 
