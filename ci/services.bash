@@ -10,16 +10,27 @@ need() {
   hash -r
   for program in $2; do [ -n "$(type -P "$program")" ] || missing+=("$program"); done
   [ ${#missing[@]} = 0 ] && return
-  if [ "$(id -u)" = 0 ] && type -P apt-get >/dev/null && [ -n "${EXADASK_CI_INSTALL:-}${CI:-}" ]; then
-    apt-get update -qq
-    # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null
+  if [ "$(id -u)" = 0 ] && type -P apt-get >/dev/null && [ -n "${CI_INSTALL:-}${CI:-}" ]; then
+    install_packages "$packages"
     return
   fi
-  echo "$(basename "$0"): missing: ${missing[*]} (on Debian, as root: apt-get install $packages," \
-    "or EXADASK_CI_INSTALL=1 $0 ...)" >&2
+  echo "$(basename "$0"): missing: ${missing[*]} (on Debian, as root: CI_INSTALL=1 $0 ...," \
+    "or: apt-get install $packages)" >&2
   exit 3
 }
+
+# install_packages PACKAGES: without starting the daemons that are in them.
+install_packages() (
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e $policy ]; then
+    trap 'rm -f $policy' EXIT
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod +x $policy
+  fi
+  apt-get update -qq
+  # shellcheck disable=SC2086
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $1 >/dev/null
+)
 
 # free_ports N: N ports of this machine that nobody listens on.
 free_ports() {
@@ -47,12 +58,13 @@ remove() {
 }
 
 # users DIR: the daemons ($DAEMONS, by name) that work in DIR or have a file open in it, and what
-# belongs to a job ($JOB_MARK is in its environment) of the batch system in DIR ($CLUSTER_MARK).
+# belongs to a job ($JOB_MARK begins a variable of its) of the batch system in DIR ($CLUSTER_MARK).
+# With $DAEMON_LOG only the daemons that write to this log.
 users() {
-  python3 - "$1" "$DAEMONS" "$JOB_MARK" "$CLUSTER_MARK" <<'PYTHON'
+  python3 - "$1/" "$DAEMONS" "$JOB_MARK" "$CLUSTER_MARK=$1" "${DAEMON_LOG:-}" <<'PYTHON'
 import glob, os, re, sys
 
-folder, daemons, job_mark, cluster_mark = sys.argv[1:]
+folder, daemons, job_mark, cluster_mark, log = sys.argv[1:]
 
 def is_user(process):
     with open(process + "/stat") as file:
@@ -61,11 +73,12 @@ def is_user(process):
     with open(process + "/comm") as file:
         if re.match(daemons, file.read()):
             links = [process + "/cwd", *glob.glob(process + "/fd/*")]
-            return any(os.readlink(one).startswith(folder + "/") for one in links)
+            return any(os.readlink(one).startswith(log or folder) for one in links)
     with open(process + "/environ", "rb") as file:
         environment = file.read().decode(errors="replace").split("\0")
-    marks = (job_mark + "=", cluster_mark + "=" + folder)
-    return all(any(one.startswith(mark) for one in environment) for mark in marks)
+    return all(
+        any(one.startswith(mark) for one in environment) for mark in (job_mark, cluster_mark)
+    )
 
 for process in glob.glob("/proc/[0-9]*"):
     try:

@@ -280,8 +280,8 @@ class Executor(concurrent.futures.Executor):
 
     @property
     def nodes(self) -> dict[str, NodeShape]:
-        """The nodes by name, and what each offers."""
-        return dict(self._cluster.shapes) if self._cluster is not None else {}
+        """The nodes by name, and what each offers; none once it is closed."""
+        return dict(self._cluster.shapes) if self._cluster and not self._is_closed else {}
 
     @property
     def dashboard(self) -> str | None:
@@ -323,7 +323,8 @@ class Executor(concurrent.futures.Executor):
         Raises
         ------
         InvalidRequest
-            There is no such pool, or not so many nodes.
+            There is no such pool, that is no number of nodes, or the pools follow what waits
+            (``scale="manual"`` is not set).
         """
         self._ask_pools("exadask_scale", pool=pool, nodes=nodes)
 

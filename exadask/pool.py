@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-from exadask.cpulist import parse_cpulist
-from exadask.errors import ExadaskError, InvalidQuantity, InvalidRequest
+from exadask import pool_facts as facts
+from exadask.errors import ExadaskError, InvalidRequest
 from exadask.resources import GpuVendor, NodeShape
-from exadask.units import parse_bytes, parse_seconds
 
 BatchName = Literal["slurm", "pbs", "lsf", "sge", "oar", "htcondor", "flux", "psij", "local"]
 LauncherName = Literal[
@@ -118,8 +115,14 @@ class Pool:
         Whether whole nodes are asked for; otherwise the cores, GPUs and memory of `shape`.
     memory_option : {"all", "shape", "none"}
         Whether to ask for all of a node's memory, for that of the shape, or not to mention it.
+    is_memory_option_said : bool
+        Whether the user has chosen it; otherwise `updated` chooses: a part of a node asks for the
+        memory that was stated.
     gpu_option : {"gpus-per-node", "gres", "gpus", "select", "none"}
         How GPUs are asked for.
+    gpu_type : str, optional
+        Slurm: which GPUs are asked for, such as ``v100-32``; written before their number. None:
+        any.
     select : str, optional
         PBS: what else a chunk needs, such as ``system=polaris``. SGE: the parallel environment.
         OAR: properties. HTCondor: requirements.
@@ -138,13 +141,15 @@ class Pool:
     setup : tuple of str
         Shell lines that run on each node before its agent: modules, environments.
     env : tuple of (str, str)
-        Environment variables of agents and tasks, proxies among them.
+        Environment variables of agents and tasks, proxies among them. Values are taken literally:
+        a ``$HOME`` in them stays as it is. Write ``export X=$HOME/x`` in `setup` instead.
     python : str, optional
         The interpreter on the nodes. None: the one that runs now.
     interface, scheduler_interface : str, optional
         Network interfaces of the nodes and of the scheduler's machine.
     scratch : str, optional
-        Fast local folder on the nodes; shell variables in it are expanded there.
+        Fast local folder on the nodes; shell variables in it are expanded there. A node where it
+        cannot be made ends, so name only what is sure to be there, such as ``${TMPDIR:-/tmp}``.
     hints : NodeHints
         What a node cannot find out about itself.
     limits : Limits
@@ -166,7 +171,9 @@ class Pool:
     qos: str | None = None
     exclusive: bool = True
     memory_option: MemoryOption = "none"
+    is_memory_option_said: bool = False
     gpu_option: GpuOption = "gpus-per-node"
+    gpu_type: str | None = None
     select: str | None = None
     place: str | None = None
     directives: tuple[str, ...] = ()
@@ -185,20 +192,21 @@ class Pool:
     psij_executor: str | None = None
 
     @classmethod
-    def declare(cls, name: str, **facts: Any) -> Pool:
+    def declare(cls, name: str, **stated: Any) -> Pool:
         """Describe a pool as a user or a site profile writes it.
 
         Parameters
         ----------
         name : str
             Its name.
-        **facts
+        **stated
             The fields of `Pool`, and: ``nodes`` (a number, or [least, most]), ``walltime`` and
             ``idle`` ("2h"), ``cores``, ``gpus``, ``memory`` (of a node), ``blocked_cores``
             ("0,8,16"), ``threads_per_core``, ``gpu_ids``, ``gpu_vendor``, ``gpu_cores`` (a list of
             core lists), ``max_queued``, ``max_running``, ``bins`` (a list of ``{nodes = [least,
-            most], walltime = "2h"}``), ``modules``, ``venv`` or ``conda`` (become lines of
-            ``setup``). ``batch`` may be "psij:EXECUTOR".
+            most], walltime = "2h"}``), ``modules``, ``conda``, ``venv`` (become lines of ``setup``,
+            in this order, before its own). ``batch`` may be "psij:EXECUTOR". A text may be None:
+            what was said before is taken back.
 
         Returns
         -------
@@ -215,11 +223,11 @@ class Pool:
         >>> pool = Pool.declare("gpu", batch="slurm", queue="gpu", nodes=2, walltime="2h", gpus=4,
         ...     cores=64)
         >>> pool.max_nodes, pool.walltime_s, str(pool.shape)
-        (2, 7200.0, '64 cores, 4 GPUs, 1 TiB of memory')
+        (2, 7200.0, '64 cores, 4 GPUs, memory not stated')
         """
-        return cls(name=_name(name)).updated(**facts)
+        return cls(name=facts.pool_name(name)).updated(**stated)
 
-    def updated(self, **facts: Any) -> Pool:
+    def updated(self, **stated: Any) -> Pool:
         """Return the same pool with other facts; see `Pool.declare`.
 
         Raises
@@ -228,10 +236,11 @@ class Pool:
             Facts are unknown, contradict each other or make no sense; all of them are named.
         """
         parsed, problems = dict[str, Any](), list[str]()
-        for key, value in facts.items():
+        for key, value in stated.items():
             try:
                 if key not in _READERS:
-                    raise InvalidRequest(f"{key!r} is not a fact of a pool.", _near(key, _READERS))
+                    advice = facts.near(key, _READERS)
+                    raise InvalidRequest(f"{key!r} is not a fact of a pool.", advice)
                 parsed |= _READERS[key](key, value)
             except ExadaskError as error:
                 problems.append(str(error))
@@ -242,6 +251,13 @@ class Pool:
         return changed
 
     @property
+    def memory_asked_bytes(self) -> int | None:
+        """Memory of a node that is asked for by its amount [bytes]; None: it is not mentioned."""
+        if self.memory_option != "shape" or self.shape is None or not self.shape.is_memory_stated:
+            return None
+        return self.shape.memory_bytes
+
+    @property
     def is_batch(self) -> bool:
         """Whether a batch system is asked; otherwise agents are processes on this machine."""
         return self.batch != "local"
@@ -249,36 +265,47 @@ class Pool:
 
 def _assembled(pool: Pool, parsed: dict[str, Any]) -> Pool:
     """Put what was written into the places where it belongs."""
-    parts: dict[str, dict[str, Any]] = {"shape": {}, "hints": {}, "limits": {}, "": {}}
-    setup = list(parsed.pop("setup", pool.setup))
-    setup = [*parsed.pop("environment", ()), *setup]
+    places = ("", "shape", "hints", "limits", "environment")
+    parts: dict[str, dict[str, Any]] = {place: {} for place in places}
     for key, value in parsed.items():
         place, _, name = key.rpartition(".")
         parts[place][name] = value
-    changes = parts[""] | {"setup": tuple(setup)}
+    changes, limits, environment = parts[""], parts["limits"], parts["environment"]
     if parts["shape"]:
         changes["shape"] = _shape(pool.shape, parts["shape"])
-        if "memory" in parts["shape"] and not changes.get("exclusive", pool.exclusive):
-            changes.setdefault("memory_option", "shape")
+    if "bins" in limits:
+        limits["bins"] = tuple(
+            NodeBin(least=least, most=most, walltime_s=longest_s)
+            for least, most, longest_s in limits["bins"]
+        )
+    first = [line for name in _ENVIRONMENTS for line in environment.get(name, ())]
+    changes["setup"] = (*first, *changes.get("setup", pool.setup))
+    changes["is_memory_option_said"] = "memory_option" in changes or pool.is_memory_option_said
     changes["hints"] = replace(pool.hints, **parts["hints"])
-    changes["limits"] = replace(pool.limits, **parts["limits"])
-    if "max_nodes" in changes and "min_nodes" not in changes:
-        changes["min_nodes"] = min(pool.min_nodes, changes["max_nodes"])
-    return replace(pool, **changes)
+    changes["limits"] = replace(pool.limits, **limits)
+    return _with_usual_memory_option(replace(pool, **changes))
+
+
+def _with_usual_memory_option(pool: Pool) -> Pool:
+    """Ask for the memory that was stated of a part of a node, unless the user decides."""
+    if pool.is_memory_option_said:
+        return pool
+    is_part = not pool.exclusive and pool.shape is not None and pool.shape.is_memory_stated
+    return replace(pool, memory_option="shape" if is_part else "none")
 
 
 def _shape(before: NodeShape | None, stated: dict[str, Any]) -> NodeShape:
-    facts: dict[str, Any] = {"cores": 1}
+    known: dict[str, Any] = {"cores": 1, "memory": None}
     if before is not None:
-        facts = {"cores": before.cores, "gpus": before.gpus, "memory": before.memory_bytes}
-    return NodeShape.declare(**facts | stated)
+        known |= {"cores": before.cores, "gpus": before.gpus}
+    if before is not None and before.is_memory_stated:
+        known["memory"] = before.memory_bytes
+    return NodeShape.declare(**known | stated)
 
 
 def _contradictions(pool: Pool) -> list[str]:
     """Say what cannot be true together."""
     found = []
-    if pool.min_nodes > pool.max_nodes:
-        found.append(f"nodes: at least {pool.min_nodes} and at most {pool.max_nodes}.")
     if pool.batch == "psij" and pool.psij_executor is None:
         found.append('batch="psij" needs an executor of PSI/J: write batch="psij:slurm".')
     if pool.batch in ("sge", "htcondor") and pool.max_nodes > 1:
@@ -286,187 +313,88 @@ def _contradictions(pool: Pool) -> list[str]:
             f"nodes={pool.max_nodes}: {pool.batch} gives one node per job here; "
             "use max_allocations= for more."
         )
+    if pool.gpu_type and pool.batch not in ("slurm", "local"):
+        found.append(
+            f"gpu_type={pool.gpu_type!r}: only Slurm is asked for GPUs by their type; "
+            "for others use select= or directives=."
+        )
+    if pool.memory_option == "shape" and pool.shape and not pool.shape.is_memory_stated:
+        found.append(
+            "memory_option='shape' asks for the memory of a node, which is not stated: "
+            "say memory=, or memory_option='none'."
+        )
     if pool.hints.gpu_cores and pool.shape and len(pool.hints.gpu_cores) != pool.shape.gpus:
         found.append(
             f"gpu_cores names the cores of {len(pool.hints.gpu_cores)} GPUs, "
             f"but a node has {pool.shape.gpus}."
         )
-    sizes = range(pool.min_nodes, pool.max_nodes + 1)
-    allowed = [pool.limits.longest_s(nodes) for nodes in (sizes[0], sizes[-1])] if sizes else []
-    if allowed and all(one is not None and one < pool.walltime_s for one in allowed):
-        longest = max(one for one in allowed if one is not None)
-        found.append(
-            f"walltime={pool.walltime_s:g} s is more than the site allows for "
-            f"{pool.min_nodes} to {pool.max_nodes} nodes ({longest:g} s)."
-            if longest
-            else f"the site has no allocations of {pool.min_nodes} to {pool.max_nodes} nodes here."
-        )
-    return found
+    return found + _against_the_rules(pool)
 
 
-# -- reading what a user writes: each reader gives places in a Pool and what belongs there ------
+def _against_the_rules(pool: Pool) -> list[str]:
+    """Say why no size of the pool is allowed for its walltime; one that is allowed is enough."""
+    rules = pool.limits.bins
+    sizes = f"{pool.min_nodes} to {pool.max_nodes} nodes"
+    if pool.min_nodes == pool.max_nodes:
+        sizes = f"{pool.max_nodes} node{'s' if pool.max_nodes > 1 else ''}"
+    met = [one for one in rules if one.least <= pool.max_nodes and pool.min_nodes <= one.most]
+    if rules and not met:
+        known = ", ".join(f"{one.least} to {one.most}" for one in rules)
+        return [f"the site has no allocations of {sizes} here, but of {known}: change nodes=."]
+    longest_s = max((one.walltime_s for one in met), default=pool.walltime_s)
+    if longest_s < pool.walltime_s:
+        return [
+            f"walltime={pool.walltime_s:g} s is more than the site allows for {sizes} "
+            f"({longest_s:g} s)."
+        ]
+    return []
 
 
-def _name(value: object) -> str:
-    text = value if isinstance(value, str) else ""
-    if not text or not all(one.isalnum() or one in "-_." for one in text) or text[0] in "-.":
-        raise InvalidRequest(
-            f"a pool cannot be called {value!r}.", "Use letters, digits, '-', '_' and '.'."
-        )
-    return text
+_ENVIRONMENTS = ("modules", "conda", "venv")
+"""Facts that become lines of the setup, in the order of these lines."""
 
-
-def _near(key: str, known: Mapping[str, object] | Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(key), list(known), n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(known)}."
-
-
-def _text(key: str, value: object) -> dict[str, Any]:
-    if value is not None and (not isinstance(value, str) or not value.strip() or "\n" in value):
-        raise InvalidQuantity(key, value, "a text of one line")
-    return {key: value}
-
-
-def _flag(key: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, bool):
-        raise InvalidQuantity(key, value, "true or false")
-    return {key: value}
-
-
-def _seconds(key: str, value: Any) -> dict[str, Any]:
-    return {f"{key}_s": parse_seconds(value, name=key)}
-
-
-def _whole(value: object, key: str, *, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
-        raise InvalidQuantity(key, value, f"a whole number, at least {least}")
-    return value
-
-
-def _count(place: str, *, least: int) -> Callable[[str, object], dict[str, Any]]:
-    return lambda key, value: {place: _whole(value, key, least=least)}
-
-
-def _range(value: object, key: str) -> tuple[int, int]:
-    if isinstance(value, (list, tuple)) and len(value) == 2:
-        least, most = (_whole(one, key, least=1) for one in value)
-        return least, most
-    return 1, _whole(value, key, least=1)
-
-
-def _nodes(key: str, value: object) -> dict[str, Any]:
-    least, most = _range(value, key)
-    if not isinstance(value, (list, tuple)):
-        least = most
-    return {"min_nodes": least, "max_nodes": most}
-
-
-def _choice(choices: Sequence[str]) -> Callable[[str, object], dict[str, Any]]:
-    def read(key: str, value: object) -> dict[str, Any]:
-        if value not in choices:
-            raise InvalidRequest(f"{key}={value!r} is not known.", _near(str(value), choices))
-        return {key: value}
-
-    return read
-
-
-def _batch(key: str, value: object) -> dict[str, Any]:
-    name, _, executor = str(value).partition(":")
-    found = _choice(BATCH_SYSTEMS)(key, name)
-    return found | {"psij_executor": executor} if executor else found
-
-
-def _lines(value: object, key: str) -> tuple[str, ...]:
-    lines = [value] if isinstance(value, str) else value
-    if not isinstance(lines, (list, tuple)) or not all(isinstance(one, str) for one in lines):
-        raise InvalidQuantity(key, value, "a text, or a list of texts")
-    return tuple(line for one in lines for line in one.splitlines() if line.strip())
-
-
-def _texts(key: str, value: object) -> dict[str, Any]:
-    return {key: _lines(value, key)}
-
-
-def _environment(render: Callable[[str], str]) -> Callable[[str, object], dict[str, Any]]:
-    return lambda key, value: {"environment": tuple(render(one) for one in _lines(value, key))}
-
-
-def _env(key: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not all(
-        isinstance(name, str) and name.isidentifier() and isinstance(text, str)
-        for name, text in value.items()
-    ):
-        raise InvalidQuantity(key, value, "a table of names and texts")
-    return {key: tuple(sorted(value.items()))}
-
-
-def _core_list(value: object, key: str) -> tuple[int, ...]:
-    try:
-        return parse_cpulist(value) if isinstance(value, str) else tuple(int(one) for one in value)  # type: ignore[attr-defined]  # a wrong type is reported below
-    except (TypeError, ValueError, OverflowError) as error:  # inf is none, for example
-        raise InvalidQuantity(key, value, 'core ids such as "0,8-15"') from error
-
-
-def _gpu_cores(key: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, (list, tuple)):
-        raise InvalidQuantity(key, value, 'a list with the cores of each GPU, such as ["0-7"]')
-    return {"hints.gpu_cores": tuple(_core_list(one, key) for one in value)}
-
-
-def _bins(key: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, (list, tuple)):
-        raise InvalidQuantity(key, value, 'a list of {nodes = [1, 8], walltime = "2h"}')
-    found = []
-    for one in value:
-        if not isinstance(one, Mapping) or not {"nodes", "walltime"} <= one.keys():
-            raise InvalidQuantity(key, one, '{nodes = [1, 8], walltime = "2h"}')
-        least, most = _range(one["nodes"], f"{key}.nodes")
-        walltime_s = parse_seconds(one["walltime"], name=f"{key}.walltime")
-        found.append(NodeBin(least=least, most=most, walltime_s=walltime_s))
-    return {"limits.bins": tuple(found)}
-
-
-_READERS: dict[str, Callable[[str, Any], dict[str, Any]]] = {
-    "batch": _batch,
-    "nodes": _nodes,
-    "max_allocations": _count("max_allocations", least=1),
-    "walltime": _seconds,
-    "idle": _seconds,
-    "cores": _count("shape.cores", least=1),
-    "gpus": _count("shape.gpus", least=0),
-    "memory": lambda key, value: {"shape.memory": parse_bytes(value, name=key)},
-    "queue": _text,
-    "account": _text,
-    "qos": _text,
-    "exclusive": _flag,
-    "memory_option": _choice(get_args(MemoryOption)),
-    "gpu_option": _choice(get_args(GpuOption)),
-    "select": _text,
-    "place": _text,
-    "directives": _texts,
-    "skip_directives": _texts,
-    "launcher": _choice(LAUNCHERS),
-    "launcher_options": _texts,
-    "prologue": _texts,
-    "setup": _texts,
-    "modules": _environment(lambda name: f"module load {name}"),
-    "venv": _environment(lambda path: f"source {path}/bin/activate"),
-    "conda": _environment(lambda name: f'eval "$(conda shell.bash hook)" && conda activate {name}'),
-    "env": _env,
-    "python": _text,
-    "interface": _text,
-    "scheduler_interface": _text,
-    "scratch": _text,
-    "blocked_cores": lambda key, value: {"hints.blocked_cores": _core_list(value, key)},
-    "threads_per_core": _count("hints.threads_per_core", least=1),
-    "gpu_ids": lambda key, value: {"hints.gpu_ids": _lines(value, key)},
-    "gpu_vendor": lambda key, value: {
-        "hints.gpu_vendor": _choice(get_args(GpuVendor))(key, value)[key]
-    },
-    "gpu_cores": _gpu_cores,
-    "max_queued": _count("limits.queued", least=1),
-    "max_running": _count("limits.running", least=1),
-    "bins": _bins,
+_READERS: dict[str, facts.Reader] = {
+    "batch": facts.batch(BATCH_SYSTEMS),
+    "nodes": facts.nodes,
+    "max_allocations": facts.count("max_allocations", least=1),
+    "walltime": facts.seconds,
+    "idle": facts.seconds,
+    "cores": facts.count("shape.cores", least=1),
+    "gpus": facts.count("shape.gpus", least=0),
+    "memory": facts.memory("shape.memory"),
+    "queue": facts.text,
+    "account": facts.text,
+    "qos": facts.text,
+    "exclusive": facts.flag,
+    "memory_option": facts.choice(get_args(MemoryOption)),
+    "gpu_option": facts.choice(get_args(GpuOption)),
+    "gpu_type": facts.word,
+    "select": facts.text,
+    "place": facts.text,
+    "directives": facts.texts,
+    "skip_directives": facts.texts,
+    "launcher": facts.choice(LAUNCHERS),
+    "launcher_options": facts.texts,
+    "prologue": facts.texts,
+    "setup": facts.texts,
+    "modules": facts.environment(lambda name: f"module load {name}"),
+    "venv": facts.environment(lambda path: f"source {path}/bin/activate"),
+    "conda": facts.environment(
+        lambda name: f'eval "$(conda shell.bash hook)" && conda activate {name}'
+    ),
+    "env": facts.variables,
+    "python": facts.text,
+    "interface": facts.text,
+    "scheduler_interface": facts.text,
+    "scratch": facts.text,
+    "blocked_cores": facts.core_ids("hints.blocked_cores"),
+    "threads_per_core": facts.count("hints.threads_per_core", least=1),
+    "gpu_ids": facts.gpu_ids("hints.gpu_ids"),
+    "gpu_vendor": facts.choice(get_args(GpuVendor), "hints.gpu_vendor"),
+    "gpu_cores": facts.gpu_cores("hints.gpu_cores"),
+    "max_queued": facts.count("limits.queued", least=1),
+    "max_running": facts.count("limits.running", least=1),
+    "bins": facts.bins("limits.bins"),
 }
 
 FACTS = tuple(_READERS)

@@ -13,6 +13,8 @@ GPU_UNIT = 1000
 """Shares of one GPU that the books can tell apart: ``gpus=0.25`` is 250 of them."""
 
 _MAX_COUNT = 2**31
+_ASSUMED_MEMORY = 2**40
+_NOT_STATED = "not stated"
 
 GpuVendor = Literal["none", "nvidia", "amd", "intel"]
 
@@ -133,7 +135,7 @@ class NodeShape:
     gpu_cores : tuple of tuple of int
         For each GPU the core ids near it; empty where this is not known.
     memory_bytes : int
-        Memory that all tasks together may ask for [bytes].
+        Memory that all tasks together may ask for [bytes]; see `is_memory_stated`.
     is_real : bool
         Whether the ids are this machine's, so that tasks are bound to them. A declared shape is
         counted but not bound.
@@ -151,7 +153,9 @@ class NodeShape:
     origin: dict[str, str] = field(default_factory=dict, compare=False, hash=False)
 
     @classmethod
-    def declare(cls, *, cores: int, gpus: int = 0, memory: int | float | str = "1TiB") -> NodeShape:
+    def declare(
+        cls, *, cores: int, gpus: int = 0, memory: int | float | str | None = "1TiB"
+    ) -> NodeShape:
         """Describe an imagined node: counted exactly, bound to nothing.
 
         Parameters
@@ -160,8 +164,9 @@ class NodeShape:
             Cores [cores], >= 1.
         gpus : int
             Whole GPUs [GPUs], >= 0.
-        memory : int, float or str
-            Memory [bytes], or text such as ``"64GiB"``.
+        memory : int, float or str, optional
+            Memory [bytes], or text such as ``"64GiB"``. None: nobody has said it; then tasks are
+            placed as if there were 1 TiB, until a node itself says what it has.
 
         Returns
         -------
@@ -177,14 +182,19 @@ class NodeShape:
         --------
         >>> print(NodeShape.declare(cores=4, gpus=1, memory="8GiB"))
         4 cores, 1 GPU, 8 GiB of memory
+        >>> print(NodeShape.declare(cores=4, memory=None))
+        4 cores, memory not stated
         """
         core_ids = tuple(range(_whole(cores, "cores", least=1)))
+        origin = {"shape": "declared"}
+        if memory is None:
+            memory, origin["memory"] = _ASSUMED_MEMORY, _NOT_STATED
         return cls(
             core_ids=core_ids,
             numa=(core_ids,),
             gpu_ids=tuple(str(index) for index in range(_whole(gpus, "gpus", least=0))),
             memory_bytes=parse_bytes(memory),
-            origin={"shape": "declared"},
+            origin=origin,
         )
 
     @property
@@ -196,6 +206,11 @@ class NodeShape:
     def gpus(self) -> int:
         """Number of GPUs [GPUs]."""
         return len(self.gpu_ids)
+
+    @property
+    def is_memory_stated(self) -> bool:
+        """Whether `memory_bytes` is known; otherwise it is assumed, and no promise."""
+        return self.origin.get("memory") != _NOT_STATED
 
     def fits(self, request: Resources) -> bool:
         """Whether this node, were it empty, could run a task with this request."""
@@ -209,7 +224,8 @@ class NodeShape:
         parts = [_count(self.cores, "core")]
         if self.gpu_ids:
             parts.append(_count(self.gpus, "GPU"))
-        parts.append(f"{render_bytes(self.memory_bytes)} of memory")
+        memory = f"{render_bytes(self.memory_bytes)} of memory"
+        parts.append(memory if self.is_memory_stated else "memory not stated")
         return ", ".join(parts)
 
     def _repr_html_(self) -> str:

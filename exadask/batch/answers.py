@@ -181,11 +181,11 @@ def smallest(nodes: Iterable[tuple[int, int | None, int]]) -> NodeShape | None:
     found = [one for one in nodes if one[0] > 0]
     if not found:
         return None
-    memory = [one[1] for one in found if one[1]]
-    facts: dict[str, Any] = {"memory": min(memory)} if memory else {}
     try:
         return NodeShape.declare(
-            cores=min(one[0] for one in found), gpus=min(one[2] for one in found), **facts
+            cores=min(one[0] for one in found),
+            gpus=min(one[2] for one in found),
+            memory=min((one[1] for one in found if one[1]), default=None),
         )
     except InvalidQuantity:  # no machine has that; better asked of the node itself
         return None

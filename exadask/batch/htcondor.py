@@ -129,8 +129,8 @@ def _commands(request: AllocationRequest) -> list[Directive]:
     }
     if shape:
         asked["request_cpus"] = str(shape.cores)
-    if shape and pool.memory_option == "shape":
-        asked["request_memory"] = str(-(-shape.memory_bytes // 2**20))
+    if pool.memory_asked_bytes is not None:
+        asked["request_memory"] = str(-(-pool.memory_asked_bytes // 2**20))
     if shape and shape.gpus and pool.gpu_option != "none":
         asked["request_gpus"] = str(shape.gpus)
     if pool.account:

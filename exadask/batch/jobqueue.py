@@ -127,7 +127,7 @@ def job_id_regexp(class_name: str) -> str:
 
 
 def format_bytes(system: str, n_bytes: int) -> str:
-    """Write an amount of memory as a batch system wants it, rounded up.
+    """Write an amount of memory as a batch system wants it, rounded up to whole MiB.
 
     Parameters
     ----------
@@ -145,9 +145,13 @@ def format_bytes(system: str, n_bytes: int) -> str:
     --------
     >>> format_bytes("slurm", 2**33), format_bytes("pbs", 2**34), format_bytes("lsf", 10**9)
     ('8G', '16GB', '1000MB')
+    >>> format_bytes("slurm", 494000 * 2**20)
+    '494000M'
     """
     if system == "lsf":
         return f"{_module('lsf').lsf_format_bytes_ceil(n_bytes, lsf_units='mb')}MB"
+    if n_bytes % 2**30:  # dask-jobqueue rounds up to whole GiB: more than a node may have
+        return f"{-(-n_bytes // 2**20)}{'M' if system == 'slurm' else 'MB'}"
     write: Callable[[int], str] = getattr(_module(system), f"{system}_format_bytes_ceil")
     return write(n_bytes)
 

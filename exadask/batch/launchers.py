@@ -63,7 +63,7 @@ LAUNCHERS: dict[str, Launcher] = {
     ),
     "pals": Launcher(
         words=("mpiexec", "-n", "{nodes}", "--ppn", "1", "--cpu-bind", "none"),
-        rank=("PALS_RANKID",),
+        rank=("PALS_RANKID", "PMI_RANK"),
     ),
     "jsrun": Launcher(words=(*_JSRUN, "--bind=none"), rank=("JSM_NAMESPACE_RANK",)),
     "flux": Launcher(words=(*_FLUX, *_FLUX_OPTIONS), rank=("FLUX_TASK_RANK",)),

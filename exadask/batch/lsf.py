@@ -139,8 +139,8 @@ def _directives(request: AllocationRequest) -> list[Directive]:
     ]
     if pool.exclusive:
         asked.append(Directive("-x"))
-    if pool.shape and pool.memory_option == "shape":
-        asked.append(Directive("-M", format_bytes("lsf", pool.shape.memory_bytes)))
+    if pool.memory_asked_bytes is not None:
+        asked.append(Directive("-M", format_bytes("lsf", pool.memory_asked_bytes)))
     if pool.shape and pool.shape.gpus and pool.gpu_option != "none":
         asked.append(Directive("-gpu", f'"num={pool.shape.gpus}"'))
     return asked

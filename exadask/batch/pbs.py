@@ -162,8 +162,8 @@ def _select(request: AllocationRequest) -> str:
         wanted["ncpus"] = str(shape.cores)
     if shape and shape.gpus and pool.gpu_option != "none":
         wanted["ngpus"] = str(shape.gpus)
-    if shape and pool.memory_option == "shape":
-        wanted["mem"] = format_bytes("pbs", shape.memory_bytes)
+    if pool.memory_asked_bytes is not None:
+        wanted["mem"] = format_bytes("pbs", pool.memory_asked_bytes)
     own = pool.select.split(":") if pool.select else []
     said = {part.partition("=")[0] for part in own}
     parts = [f"{name}={value}" for name, value in wanted.items() if name not in said]

@@ -158,7 +158,7 @@ def psij_spec(request: AllocationRequest) -> PsijSpec:
     assert pool.psij_executor is not None, "checked by Pool"
     is_part = shape is not None and not pool.exclusive
     has_gpus = shape is not None and shape.gpus > 0 and pool.gpu_option != "none"
-    has_memory = shape is not None and pool.memory_option == "shape"
+    memory = pool.memory_asked_bytes
     return PsijSpec(
         executor=pool.psij_executor,
         name=request.name,
@@ -169,7 +169,7 @@ def psij_spec(request: AllocationRequest) -> PsijSpec:
         is_exclusive=pool.exclusive,
         cores_per_process=shape.cores if shape and is_part else None,
         gpus_per_process=shape.gpus if shape and has_gpus else None,
-        memory_bytes=request.nodes * shape.memory_bytes if shape and has_memory else None,
+        memory_bytes=None if memory is None else request.nodes * memory,
         walltime_s=request.walltime_s,
         queue=pool.queue,
         account=pool.account,

@@ -128,8 +128,8 @@ def _directives(request: AllocationRequest) -> list[Directive]:
     if pool.shape is None:
         return asked
     asked.append(Directive("-pe", f"{pool.select or 'smp'} {pool.shape.cores}"))
-    if pool.memory_option == "shape":
-        mebibytes = -(-pool.shape.memory_bytes // 2**20)
+    if pool.memory_asked_bytes is not None:
+        mebibytes = -(-pool.memory_asked_bytes // 2**20)
         asked.append(Directive("-l mem_free", f"{mebibytes}M"))
     if pool.shape.gpus and pool.gpu_option != "none":
         asked.append(Directive("-l gpu", str(pool.shape.gpus)))

@@ -210,18 +210,19 @@ def directives(request: AllocationRequest) -> list[Directive]:
         asked.append(Directive("--cpus-per-task", str(pool.shape.cores)))
     if pool.memory_option == "all":
         asked.append(Directive("--mem", "0"))
-    elif pool.memory_option == "shape" and pool.shape:
-        asked.append(Directive("--mem", format_bytes("slurm", pool.shape.memory_bytes)))
+    elif pool.memory_asked_bytes is not None:
+        asked.append(Directive("--mem", format_bytes("slurm", pool.memory_asked_bytes)))
     if pool.shape and pool.shape.gpus:
         asked += _gpu_directives(pool, request.nodes, pool.shape.gpus)
     return asked
 
 
 def _gpu_directives(pool: Pool, nodes: int, gpus: int) -> list[Directive]:
+    kind = f"{pool.gpu_type}:" if pool.gpu_type else ""
     options = {
-        "gpus-per-node": Directive("--gpus-per-node", str(gpus)),
-        "gres": Directive("--gres", f"gpu:{gpus}"),
-        "gpus": Directive("--gpus", str(nodes * gpus)),
+        "gpus-per-node": Directive("--gpus-per-node", f"{kind}{gpus}"),
+        "gres": Directive("--gres", f"gpu:{kind}{gpus}"),
+        "gpus": Directive("--gpus", f"{kind}{nodes * gpus}"),
     }
     return [options[pool.gpu_option]] if pool.gpu_option in options else []
 

@@ -192,6 +192,8 @@ def _in_short(entry: PoolEntry) -> str:
         for key, unit in (("cores", "cores"), ("gpus", "GPUs"), ("memory", "of memory"))
         if key in has
     )
+    if shape and "memory" not in has:
+        shape += ", memory not stated"
     launcher = has.get("launcher", f"the usual one of {has.get('batch', 'local')}")
     return f"node: {shape or 'asked of the batch system'}; launcher: {launcher}"
 

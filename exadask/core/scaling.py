@@ -183,14 +183,16 @@ class Fleet:
         Raises
         ------
         InvalidRequest
-            There is no such pool, or the mode is "auto".
+            There is no such pool, that is no number of nodes, or the mode is "auto".
         """
         book = self._state.pool(pool)
         if self.mode != "manual":
             raise InvalidRequest(
                 f"pool {pool!r} follows what waits.", 'Use scale="manual" to set its size by hand.'
             )
-        book.target = max(0, nodes)
+        if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 0:
+            raise InvalidRequest(f"nodes={nodes!r} is not valid.", "Give a whole number >= 0.")
+        book.target = nodes
 
     def close_pool(self, pool: str, reason: str) -> None:
         """Ask for nothing more in a pool; its queued allocations are cancelled."""

@@ -38,9 +38,8 @@ from exadask.resources import NodeShape
 from exadask.runtime.backends import Backend, backend_of, tail_of
 from exadask.runtime.background import Background
 from exadask.runtime.depot import Depot
-from exadask.runtime.posting import POSTING, Posting
 from exadask.runtime.reaper_process import Reaper
-from exadask.runtime.requests import asked_of, request_for
+from exadask.runtime.requests import request_for, write_posting
 from exadask.runtime.run_folder import RunFolder
 from exadask.runtime.scheduler_plugin import HoldThenPlace
 
@@ -51,6 +50,7 @@ _LEAST_PAUSE_S = 0.1
 _FIRST_POLL_S = 1.0
 _FAREWELL_S = 20.0
 _FAREWELL_POLL_S = 0.5
+_CANCEL_AGAIN_S = 5.0
 _AGENTS_END_S = 5.0
 _LATE_MARGIN_S = 30.0
 _LATE_FRACTION = 0.1
@@ -100,6 +100,7 @@ class Allocator:
         self._plugin, self._depot = plugin, depot
         self._pools = {pool.name: pool for pool in pools}
         self._backends: dict[str, Backend] = {}
+        self._told_by_batch_system: set[str] = set()  # pools whose shape is not just a profile's
         self._jobs: dict[str, _Job] = {}
         self._idle_since: dict[NodeId, float] = {}
         self._background = Background()
@@ -116,6 +117,8 @@ class Allocator:
             if pool.shape is None:
                 shape = await self._backends[pool.name].node_shape(pool)
                 self._pools[pool.name] = replace(pool, shape=shape)
+                if pool.is_batch:
+                    self._told_by_batch_system.add(pool.name)
         self._fleet = Fleet(
             list(self._pools.values()),
             mode=self._config.scale,
@@ -138,9 +141,11 @@ class Allocator:
         self._plugin.roster.observer = None
         self._background.cancel()
         await self._dismiss(list(self._plugin.roster.by_address))
-        deadline_s = self._now() + _FAREWELL_S
-        await self._cancel_all()
+        deadline_s, again_s = self._now() + _FAREWELL_S, 0.0
         while self._living() and self._now() < deadline_s:
+            if self._now() >= again_s:  # an order may be lost, as may its answer
+                again_s = self._now() + _CANCEL_AGAIN_S
+                await self._cancel_all()
             await asyncio.sleep(_FAREWELL_POLL_S)
             await self._poll()
         for one in self._living():
@@ -252,7 +257,9 @@ class Allocator:
         )
         entry = self._jobs[name] = _Job(request=request)
         try:
-            self._write_posting(request)
+            is_told = pool.name in self._told_by_batch_system
+            address = self._scheduler.address
+            write_posting(request, self._run, address, self._config, is_told=is_told)
             entry.job = await self._backends[pool.name].submit(request)
         except SubmissionRefused as error:
             entry.is_over = True
@@ -274,22 +281,6 @@ class Allocator:
 
     def _refused(self, name: str, reason: str, *, is_permanent: bool | None) -> None:
         self._fleet.refused(name, reason, self._now(), is_permanent=is_permanent)
-
-    def _write_posting(self, request: AllocationRequest) -> None:
-        pool = request.pool
-        posting = Posting(
-            address=self._scheduler.address,
-            pool=pool.name,
-            allocation=request.name,
-            walltime_s=request.walltime_s,
-            interface=pool.interface,
-            hints=pool.hints,
-            asked=asked_of(pool),
-            is_exclusive=pool.exclusive,
-            config=self._config,
-        )
-        name = (request.folder / POSTING).relative_to(self._run.path)
-        self._run.write_private(str(name), posting.as_json())
 
     async def _cancel(self, allocation: str, reason: str) -> None:
         entry = self._jobs[allocation]
@@ -330,6 +321,19 @@ class Allocator:
                 address, stimulus_id="exadask-let-go", expected=True
             )
         return True
+
+    def _send_away(self, nodes: Iterable[NodeId]) -> None:
+        """End the agents that a job has left behind: nobody else will, not even at its walltime."""
+        roster = self._plugin.roster
+        left = [node for node in nodes if node not in roster.leaving]
+        roster.excuse(nodes)
+        if left and not self._is_closing:
+            self._background.start(self._let_go_or_dismiss(left))
+
+    async def _let_go_or_dismiss(self, nodes: Iterable[NodeId]) -> None:
+        addresses = self._addresses(nodes)
+        if not await self._let_go(nodes):
+            await self._dismiss(addresses)
 
     async def _dismiss(self, addresses: Iterable[str]) -> None:
         """Tell agents to end."""
@@ -401,7 +405,7 @@ class Allocator:
         entry, now = self._jobs[name], self._now()
         if status.state is JobState.ENDED and not entry.is_over:
             entry.is_over = True
-            self._plugin.roster.excuse(self._plugin.roster.of_allocation(name))
+            self._send_away(self._plugin.roster.of_allocation(name))
             self._update_reaper()
             logger.info("job %s has ended: %s %s", entry.job, status.cause, status.reason)
         if status.left_s is not None:

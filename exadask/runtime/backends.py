@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ _COMMAND_TIMEOUT_S = 60.0
 _TAIL_LINES = 40
 _TIMEOUT_CODES = (124, 137)  # of coreutils' timeout: it sent SIGTERM, or SIGKILL
 _KILL_AFTER_S = 10
+_CLOCK_MARGIN_S = 0.5
 _UNKNOWN = JobStatus(state=JobState.UNKNOWN)
 
 
@@ -106,6 +108,8 @@ class CommandBackend:
     def __init__(self, system: BatchSystem) -> None:
         self._system = system
         self._requests: dict[JobId, AllocationRequest] = {}
+        self._ended: set[JobId] = set()
+        self._cancelled: set[JobId] = set()
 
     async def submit(self, request: AllocationRequest) -> JobId:
         """Write the scripts and submit them."""
@@ -133,7 +137,21 @@ class CommandBackend:
         reply = await self._run(self._system.status_argv(ids))
         found.update(self._system.parse_status(reply, ids))
         await self._remember(found)
-        return {job: self._with_record(job, status) for job, status in found.items()}
+        found = {job: self._with_record(job, status) for job, status in found.items()}
+        found = {job: self._with_cancelling(job, status) for job, status in found.items()}
+        self._ended |= {job for job, one in found.items() if one.state is JobState.ENDED}
+        return found
+
+    def _with_cancelling(self, job: JobId, status: JobStatus) -> JobStatus:
+        """Say that a job was cancelled from here, where the batch system cannot tell.
+
+        Job scripts catch the signal that ends them, so that it may look like a failure; and a
+        batch system without a history says nothing of a job that never began.
+        """
+        is_unclear = status.state is JobState.UNKNOWN or status.cause is EndCause.FAILED
+        if job not in self._cancelled or not is_unclear:
+            return status
+        return replace(status, state=JobState.ENDED, cause=EndCause.CANCELLED)
 
     def _with_record(self, job: JobId, status: JobStatus) -> JobStatus:
         """Add what the job script has written, where the batch system says nothing or less."""
@@ -150,6 +168,7 @@ class CommandBackend:
         """End jobs."""
         if ids:
             await self._run(self._system.cancel_argv(ids))
+            self._cancelled |= set(ids) - self._ended
 
     def cancel_argv(self, ids: Sequence[JobId]) -> list[str]:
         """Give a command that ends jobs."""
@@ -183,6 +202,8 @@ class ProcessBackend:
 
     def __init__(self) -> None:
         self._processes: dict[JobId, subprocess.Popen[bytes]] = {}
+        self._deadlines: dict[JobId, float] = {}
+        self._cancelled: set[JobId] = set()
 
     async def submit(self, request: AllocationRequest) -> JobId:
         """Start the job script."""
@@ -202,6 +223,7 @@ class ProcessBackend:
                 raise SubmissionRefused("timeout", str(error), is_permanent=True) from error
         job = JobId(str(process.pid))
         self._processes[job] = process
+        self._deadlines[job] = time.monotonic() + request.walltime_s - _CLOCK_MARGIN_S
         return job
 
     async def status(self, ids: Sequence[JobId]) -> dict[JobId, JobStatus]:
@@ -210,7 +232,9 @@ class ProcessBackend:
 
     async def cancel(self, ids: Sequence[JobId]) -> None:
         """End process groups: SIGTERM, and SIGKILL when they take no notice."""
-        groups = [self._processes[job] for job in ids if job in self._processes]
+        known = [job for job in ids if job in self._processes]
+        self._cancelled |= {job for job in known if self._processes[job].poll() is None}
+        groups = [self._processes[job] for job in known]
         for number in (signal.SIGTERM, signal.SIGKILL):
             living = [one for one in groups if one.poll() is None]
             for process in living:
@@ -236,7 +260,9 @@ class ProcessBackend:
         code = process.poll()
         if code is None:
             return JobStatus(state=JobState.RUNNING)
-        if code in _TIMEOUT_CODES:
+        if code and job in self._cancelled:
+            return JobStatus(state=JobState.ENDED, cause=EndCause.CANCELLED, exit_code=code)
+        if code in _TIMEOUT_CODES and time.monotonic() >= self._deadlines[job]:
             return JobStatus(state=JobState.ENDED, cause=EndCause.TIMEOUT, exit_code=code)
         if code < 0:
             name = signal.Signals(-code).name

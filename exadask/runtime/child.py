@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from exadask.errors import NotSerializable, RemoteError, TaskCrashed
+from exadask.errors import InvalidRequest, NotSerializable, RemoteError, TaskCrashed
 from exadask.runtime import binding
 from exadask.runtime.diagnosis import explain_unpicklable
 from exadask.runtime.job import Answer, Done, Failure, Job, News, Run, Usage, qualified_name
@@ -116,7 +116,7 @@ class Runner:
         self._streams.restore()
         if surroundings.sys_path != tuple(sys.path):
             sys.path[:] = surroundings.sys_path
-        os.chdir(surroundings.cwd)
+        self._enter(surroundings.cwd, order)
         if order.n_cores != self._n_cores:
             self._n_cores = order.n_cores
             os.environ.update(binding.thread_environment(order.n_cores))
@@ -125,6 +125,17 @@ class Runner:
             self._cores = order.cores
             if order.cores:
                 binding.bind_threads(os.getpid(), order.cores)
+
+    @staticmethod
+    def _enter(cwd: str, order: Run) -> None:
+        try:
+            os.chdir(cwd)
+        except OSError as error:
+            raise InvalidRequest(
+                f"task {order.job.name!r} was submitted in {cwd}, but node {order.node!r} cannot "
+                f"enter that folder: {error.strerror}.",
+                "Start your program in a folder that all nodes see, or os.chdir(...) to one.",
+            ) from error
 
     def _call(self, order: Run) -> Parcel | Failure:
         job = order.job

@@ -22,7 +22,7 @@ from dask._task_spec import Task, TaskRef
 from distributed import Client, Future
 
 from exadask.core.events import Offer
-from exadask.errors import ClusterLost, DependencyFailed, ExadaskError
+from exadask.errors import ClusterLost, DependencyFailed, ExadaskError, ExecutorClosed
 from exadask.runtime.job import Observer, Report, Stream, Submission, TaskFailed
 from exadask.runtime.node_agent import run_task
 from exadask.runtime.parcel import Parcel
@@ -159,7 +159,16 @@ class DaskGateway:
         return answer
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine on the client's loop, and wait for it."""
+        """Run a coroutine on the client's loop, and wait for it.
+
+        Raises
+        ------
+        ExecutorClosed
+            The connection has been closed.
+        """
+        if self._is_closed:
+            work.close()
+            raise ExecutorClosed("ask the cluster for anything, a large result for instance,")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def settle(self) -> None:

@@ -57,7 +57,13 @@ class Grant:
         )
 
 
-def read_grant(environ: Mapping[str, str], host: str | None = None, flux_r: str = "") -> Grant:
+def read_grant(
+    environ: Mapping[str, str],
+    host: str | None = None,
+    flux_r: str = "",
+    *,
+    is_whole_node: bool = False,
+) -> Grant:
     """Read the variables of whatever batch system runs this job.
 
     Parameters
@@ -68,6 +74,8 @@ def read_grant(environ: Mapping[str, str], host: str | None = None, flux_r: str 
         Name of this machine, to find it in lists of hosts.
     flux_r : str
         For Flux: the resource set of the job (RFC 20), as ``flux job info ID R`` prints it.
+    is_whole_node : bool
+        Whether nobody else can be on the node: PBS then still counts only what a chunk asked for.
 
     Returns
     -------
@@ -79,7 +87,8 @@ def read_grant(environ: Mapping[str, str], host: str | None = None, flux_r: str 
     if "SLURM_JOB_ID" in environ:
         return _slurm(environ)
     if "PBS_JOBID" in environ:
-        return Grant(cores=_number(environ.get("NCPUS")), origin="NCPUS of PBS")
+        cores = None if is_whole_node else _number(environ.get("NCPUS"))
+        return Grant(cores=cores, origin="NCPUS of PBS")
     if "LSB_JOBID" in environ:
         return Grant(cores=_lsf_cores(environ, host), origin="LSB_MCPU_HOSTS")
     if "SGE_ROOT" in environ and "NSLOTS" in environ:

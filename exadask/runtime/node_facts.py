@@ -25,9 +25,11 @@ _FLUX_TIMEOUT_S = 20.0
 async def shape_of_node(posting: Posting, environ: Mapping[str, str]) -> NodeShape:
     """Find out what the batch system gave of this node."""
     asked = posting.asked
-    if posting.is_exclusive and (asked.cores or 0) <= (os.cpu_count() or 1):
-        asked = replace(asked, cores=None)  # of a whole node, the node itself knows best
-    grant = read_grant(environ, flux_r=await flux_resources(environ)).over(asked)
+    is_only_a_profile = posting.is_whole_node and not posting.is_told
+    if is_only_a_profile and (asked.cores or 0) <= (os.cpu_count() or 1):
+        asked = replace(asked, cores=None)  # the node itself knows better
+    flux_r = await flux_resources(environ)
+    grant = read_grant(environ, flux_r=flux_r, is_whole_node=posting.is_whole_node).over(asked)
     root = Path("/")
     shape = granted_shape(detect_node(root, environ), grant, posting.hints, root)
     gpus = grant.gpus if grant.gpus is not None else 0

@@ -36,8 +36,10 @@ class Posting:
         What a node cannot find out about itself.
     asked : Grant
         What was asked of the batch system for each node.
-    is_exclusive : bool
-        Whether whole nodes were asked for, whatever they have.
+    is_whole_node : bool
+        Whether nobody else can be on the node.
+    is_told : bool
+        Whether the batch system itself says what `asked` says; a profile may be wrong.
     config : Config
         Limits and intervals.
     """
@@ -49,7 +51,8 @@ class Posting:
     interface: str | None = None
     hints: NodeHints = field(default_factory=NodeHints)
     asked: Grant = field(default_factory=Grant)
-    is_exclusive: bool = True
+    is_whole_node: bool = True
+    is_told: bool = False
     config: Config = field(default_factory=Config)
 
     def as_json(self) -> dict[str, Any]:

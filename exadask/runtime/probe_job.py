@@ -16,9 +16,8 @@ from exadask.pool import Pool
 from exadask.runtime.backends import Backend, backend_of, tail_of
 from exadask.runtime.node_checks import ProbeOutcome
 from exadask.runtime.node_probe import REPORT
-from exadask.runtime.posting import POSTING, Posting
 from exadask.runtime.probe_listener import ProbeListener
-from exadask.runtime.requests import asked_of, request_for
+from exadask.runtime.requests import request_for, write_posting
 from exadask.runtime.run_folder import RunFolder
 from exadask.runtime.survey import NodeReport
 from exadask.units import render_seconds
@@ -84,7 +83,7 @@ async def probe_pool(
     ProbeOutcome
         The report, or why there is none.
     """
-    _write_posting(request, run, listener.address)
+    write_posting(request, run, listener.address, Config())
     backend = backend_of(request.pool)
     try:
         job = await _submitted(backend, request)
@@ -254,21 +253,3 @@ class _Watch:
 
 def _in_words(status: JobStatus) -> str:
     return f"{status.state.value}: {status.reason}" if status.reason else status.state.value
-
-
-def _write_posting(request: AllocationRequest, run: RunFolder, address: str) -> None:
-    """Give the probe the orders that an agent would get."""
-    pool = request.pool
-    posting = Posting(
-        address=address,
-        pool=pool.name,
-        allocation=request.name,
-        walltime_s=request.walltime_s,
-        interface=pool.interface,
-        hints=pool.hints,
-        asked=asked_of(pool),
-        is_exclusive=pool.exclusive,
-        config=Config(),
-    )
-    name = (request.folder / POSTING).relative_to(run.path)
-    run.write_private(str(name), posting.as_json())

@@ -8,8 +8,11 @@ from pathlib import Path
 
 from exadask.batch.model import AllocationRequest, Scripts
 from exadask.batch.registry import batch_system
+from exadask.config import Config
 from exadask.pool import Pool
 from exadask.runtime.granted import Grant
+from exadask.runtime.posting import POSTING, Posting
+from exadask.runtime.run_folder import RunFolder
 
 _AGENT = "exadask.runtime.agent_program"
 
@@ -64,6 +67,32 @@ def preview(pool: Pool, runs: Path) -> Preview:
     system = batch_system(pool.batch)
     submit = [] if pool.batch in ("local", "psij") else system.submit_argv(request)
     return Preview(request=request, scripts=system.render(request), submit_argv=submit)
+
+
+def write_posting(
+    request: AllocationRequest,
+    run: RunFolder,
+    address: str,
+    config: Config,
+    *,
+    is_told: bool = False,
+) -> None:
+    """Write the orders of the agents of an allocation; see `Posting`."""
+    pool = request.pool
+    posting = Posting(
+        address=address,
+        pool=pool.name,
+        allocation=request.name,
+        walltime_s=request.walltime_s,
+        interface=pool.interface,
+        hints=pool.hints,
+        asked=asked_of(pool),
+        is_whole_node=pool.exclusive,
+        is_told=is_told,
+        config=config,
+    )
+    name = (request.folder / POSTING).relative_to(run.path)
+    run.write_private(str(name), posting.as_json())
 
 
 def asked_of(pool: Pool) -> Grant:

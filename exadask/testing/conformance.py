@@ -35,7 +35,6 @@ __all__ = [
     "test_cancelling_also_what_has_ended",
     "test_cancelling_by_a_command",
     "test_cancelling_what_runs",
-    "test_cancelling_what_waits",
     "test_each_node_gets_one_agent",
     "test_failing_agents_fail_the_job",
     "test_failing_setup_fails_the_job",
@@ -43,7 +42,7 @@ __all__ = [
     "test_it_loses_its_node",
     "test_it_loses_one_of_its_nodes",
     "test_it_may_know_its_nodes",
-    "test_it_waits_while_the_machine_is_full",
+    "test_it_waits_while_the_machine_is_full_and_can_be_cancelled",
     "test_many_jobs_in_one_query",
     "test_one_that_is_held_says_so",
     "test_unknown_queues_are_refused",
@@ -103,16 +102,12 @@ def test_agents_see_what_the_pool_says(harness: Harness) -> None:
     harness.said(job, "the prologue ran")
 
 
-def test_it_waits_while_the_machine_is_full(harness: Harness) -> None:
+def test_it_waits_while_the_machine_is_full_and_can_be_cancelled(harness: Harness) -> None:
     waiting = _fill(harness)[-1]
     status = harness.status(waiting)
     assert status.state is JobState.PENDING
     assert not status.is_held
     assert not status.is_hopeless
-
-
-def test_cancelling_what_waits(harness: Harness) -> None:
-    waiting = _fill(harness)[-1]
     harness.cancel(waiting)
     assert harness.end(waiting).cause is EndCause.CANCELLED
 
@@ -236,14 +231,17 @@ def test_it_loses_one_of_its_nodes(harness: Harness) -> None:
     first, *_, last = harness.agents(job)
     with harness.kill_node(last):
         eventually(last.is_gone, timeout_s=harness.can.patience_s)
-        status = harness.status(job)
-        is_over = status.cause is EndCause.NODE_FAILURE
-        assert is_over or (status.state is JobState.RUNNING and not first.is_gone())
+        if first.is_gone():
+            assert harness.end(job).cause is EndCause.NODE_FAILURE
+        else:
+            assert harness.status(job).state is JobState.RUNNING
 
 
 def test_walltime_ends_it(harness: Harness) -> None:
     walltime_s = harness.can.walltime_s
-    job = harness.with_short_walltime()
+    if walltime_s is None:
+        pytest.skip("walltimes are kept by something else here")
+    job = harness.with_walltime(walltime_s)
     left_s = harness.status(job).left_s
     assert left_s is None or left_s <= walltime_s
     status = harness.end(job, timeout_s=walltime_s + harness.can.overtime_s)

@@ -24,13 +24,13 @@ from typing import Literal, Protocol
 
 from exadask.testing.waiting import eventually
 
-FOLDER = "EXADASK_FAKE_BATCH"
-NODE = "EXADASK_FAKE_NODE"
-_MARK = "EXADASK_FAKE_JOB"
+FOLDER = "FAKE_BATCH_HOME"
+NODE = "FAKE_BATCH_NODE"
+_MARK = "FAKE_BATCH_JOB"
 _POLL_S = 0.05
 _COMMANDS = {
     "pbs": ("qsub", "qstat", "qdel", "pbsdsh", "pbsnodes"),
-    "lsf": ("bsub", "bjobs", "bkill", "bhist", "bhosts", "lshosts", "blaunch", "jsrun"),
+    "lsf": ("bsub", "bjobs", "bkill", "blaunch"),
     "flux": ("flux",),
 }
 _KILL_AFTER_S = 2.0
@@ -132,7 +132,7 @@ class Machine:
         """Ask the runner of a job to end it; None if there is no such job."""
         with self.jobs() as jobs:
             job = jobs.get(number)
-            if job is not None:
+            if job is not None and job.state != "ended":
                 job.is_cancelled = True
             return job
 

@@ -25,7 +25,7 @@ from exadask.testing.waiting import eventually
 
 _STALE_S = 3.0  # an agent on another machine that has shown no sign of life so long has ended
 _AGENT = Path(__file__).with_name("standin_agent.sh")
-_NODE_VARIABLES = ("SLURMD_NODENAME", "PBS_NODENUM", "FLUX_URI", "EXADASK_FAKE_NODE")
+_NODE_VARIABLES = ("SLURMD_NODENAME", "PBS_NODENUM", "FLUX_URI", "FAKE_BATCH_NODE")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +40,8 @@ class Capabilities:
         How many jobs are tried until one must wait; 0 where none ever waits.
     has_queues : bool
         Whether it knows queues by name.
-    walltime_s : float
-        The shortest walltime that it keeps [s].
+    walltime_s : float, optional
+        The shortest walltime that it keeps [s]. None: that is not tested.
     overtime_s : float
         How much later it may end a job [s].
     patience_s : float
@@ -61,7 +61,7 @@ class Capabilities:
     nodes: int = 2
     most_jobs: int = 16
     has_queues: bool = True
-    walltime_s: float = 60.0
+    walltime_s: float | None = 60.0
     overtime_s: float = 120.0
     patience_s: float = 60.0
     settled_s: float = 10.0
@@ -128,7 +128,7 @@ class StandIn:
     def is_gone(self) -> bool:
         """Whether no process of it is left."""
         if self.host == socket.gethostname():
-            return not _processes_with(f"EXADASK_STANDIN={self.folder}")
+            return not _processes_with(f"STANDIN_AGENT={self.folder / str(self.rank)}")
         sign = self.folder / f"{self.rank}.alive"
         return time.time() - sign.stat().st_mtime > _STALE_S
 
@@ -147,6 +147,8 @@ class Harness:
     kill_node : callable, optional
         Makes the batch system lose the node where a stand-in runs, for as long as the context that
         it returns lasts.
+    backend : Backend, optional
+        What is tested. None: what the pool's jobs are run by.
     early : mapping, optional
         Where the job that is to reach its walltime can run beside all others, as facts of a pool.
         It is then submitted at once, and its end is waited for last.
@@ -159,17 +161,19 @@ class Harness:
         *,
         capabilities: Capabilities | None = None,
         kill_node: Callable[[StandIn], AbstractContextManager[None]] | None = None,
+        backend: Backend | None = None,
         early: Mapping[str, Any] | None = None,
     ) -> None:
         self.pool = pool
         self.folder = folder
         self.can = CAPABILITIES[pool.batch] if capabilities is None else capabilities
         self.kill_node = kill_node
-        self.backend: Backend = backend_of(pool)
+        self.backend: Backend = backend or backend_of(pool)
         self._jobs: dict[JobId, AllocationRequest] = {}
         self._numbers = itertools.count()
         self._early: JobId | None = None
         if early is not None:
+            assert self.can.walltime_s is not None
             self._early = self.submit(self.request(walltime_s=self.can.walltime_s, **early))
 
     def request(
@@ -210,18 +214,16 @@ class Harness:
         self.agents(job)
         return job
 
-    def with_short_walltime(self) -> JobId:
-        """Give a running job that will reach its walltime."""
+    def with_walltime(self, walltime_s: float) -> JobId:
+        """Give a job that has begun, and will reach its walltime."""
         job, self._early = self._early, None
-        if job is None or self.status(job).state is JobState.ENDED:
-            return self.start(self.request(walltime_s=self.can.walltime_s))
-        return job
+        return self.start(self.request(walltime_s=walltime_s)) if job is None else job
 
     def must_wait(self, job: JobId) -> bool:
         """Wait until a new job has begun, or it is clear that it does not for now."""
         with contextlib.suppress(TimeoutError):
             eventually(
-                lambda: self._is_settled(self.status(job)),
+                lambda: self.status(job).state is not JobState.PENDING,
                 timeout_s=self.can.settled_s,
                 poll_s=self.can.poll_s,
             )
@@ -305,12 +307,6 @@ class Harness:
         """End everything."""
         self._early = None
         self.clean_up()
-
-    @staticmethod
-    def _is_settled(status: JobStatus) -> bool:
-        return status.state is JobState.RUNNING or (
-            status.state is JobState.PENDING and bool(status.reason)
-        )
 
     def _described(self, job: JobId) -> str:
         request = self._jobs[job]

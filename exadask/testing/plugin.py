@@ -22,6 +22,7 @@ Options:
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,11 +33,6 @@ import pytest
 
 from exadask.errors import ExadaskError
 from exadask.pool import Pool
-
-try:
-    import tomllib
-except ImportError:  # Python 3.10
-    import tomli as tomllib
 
 pytest.register_assert_rewrite("exadask.testing.conformance", "exadask.testing.harness")
 
@@ -107,6 +103,10 @@ def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
 
 
 def _fact(text: str) -> tuple[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # Python 3.10 only
     key, is_said, value = text.partition("=")
     if not is_said:
         raise pytest.UsageError(f"--batch-fact {text!r}: write KEY=VALUE")

@@ -68,6 +68,11 @@ def test_batch_systems_say_what_they_gave(
     assert (grant.cores, grant.gpus, grant.memory_bytes) == (cores, gpus, memory)
 
 
+def test_of_a_whole_node_pbs_counts_only_what_a_chunk_asked_for() -> None:
+    environ = {"PBS_JOBID": "0.vm", "NCPUS": "1"}
+    assert read_grant(environ, is_whole_node=True).cores is None
+
+
 def test_oar_names_a_host_once_for_each_core(tmp_path: Path) -> None:
     (tmp_path / "nodes").write_text("a1\na1\nb2\nb2\nb2\n")
     assert read_grant({"OAR_NODEFILE": str(tmp_path / "nodes")}, host="b2").cores == 3
