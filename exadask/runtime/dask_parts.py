@@ -29,12 +29,13 @@ SETTINGS: dict[str, Any] = {
 NETWORK_SETTINGS: dict[str, Any] = SETTINGS | {
     # Dask counts every node that its walltime ends against the tasks there; we count ourselves.
     "distributed.scheduler.allowed-failures": 1_000_000,
-    # A node whose power failed sends nothing, not even the end of its connection.
-    "distributed.scheduler.worker-ttl": "120s",
+    # A node whose power failed sends nothing, not even the end of its connection: the kernel gives
+    # the connection up after this time.
+    "distributed.comm.timeouts.tcp": "60s",
+    # The last resort. Of 9,000 agents each sends a sign of life every 45 s only.
+    "distributed.scheduler.worker-ttl": "300s",
     # Thousands of agents that join at the same time need several seconds in all.
     "distributed.comm.timeouts.connect": "60s",
-    "distributed.comm.timeouts.tcp": "60s",
-    "distributed.scheduler.locks.lease-timeout": "60s",
 }
 """For those that speak over a network."""
 

@@ -113,7 +113,7 @@ class DaskGateway:
 
     def fetch(self, key: str) -> Any:
         """Bring a result here; blocks."""
-        return self.run(self.fetch_async(key))
+        return self.run(self.fetch_async(key), "fetch a large result")
 
     async def fetch_async(self, key: str) -> Any:
         """Bring a result here."""
@@ -134,7 +134,7 @@ class DaskGateway:
 
     def output(self, key: str, stream: Stream) -> bytes:
         """Bring what a task has written; blocks."""
-        return self.run(self.output_async(key, stream))
+        return self.run(self.output_async(key, stream), "fetch what a task has written")
 
     async def output_async(self, key: str, stream: Stream) -> bytes:
         """Bring what a task has written."""
@@ -158,7 +158,7 @@ class DaskGateway:
         answer: bytes = await getattr(self.client.scheduler, question)(**arguments)
         return answer
 
-    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+    def run(self, work: Coroutine[Any, Any, _T], what: str = "ask the cluster") -> _T:
         """Run a coroutine on the client's loop, and wait for it.
 
         Raises
@@ -168,7 +168,7 @@ class DaskGateway:
         """
         if self._is_closed:
             work.close()
-            raise ExecutorClosed("ask the cluster for anything, a large result for instance,")
+            raise ExecutorClosed(what)
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def settle(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import exadask
 
 _ROOT = Path(exadask.__file__).parent
-_BASE = {"errors", "units", "resources", "config", "cpulist", "pool", "toml_file"}
+_BASE = {"errors", "units", "resources", "config", "cpulist", "pool", "pool_facts", "toml_file"}
 _ALLOWED = {
     "core": {"core"} | _BASE,
     "batch": {"batch"} | _BASE,
@@ -31,6 +31,7 @@ _ALLOWED = {
     "config": _BASE,
     "resources": _BASE,
     "pool": _BASE,
+    "pool_facts": {"cpulist", "errors", "units"},
     "cpulist": set[str](),
     "toml_file": {"errors"},
     "units": {"errors"},

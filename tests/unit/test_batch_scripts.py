@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +135,45 @@ def test_slurm_shared(option: str, wanted: str) -> None:
     assert "--exclusive" not in asked
     assert {"--cpus-per-task=8", "--mem=3G"} <= set(asked)
     assert asked[-1] == wanted
+
+
+@pytest.mark.parametrize(
+    ("option", "wanted"),
+    [
+        ("gpus-per-node", "--gpus-per-node=v100-32:8"),
+        ("gres", "--gres=gpu:v100-32:8"),
+        ("gpus", "--gpus=v100-32:16"),
+    ],
+)
+def test_slurm_gpus_of_a_type(option: str, wanted: str) -> None:
+    request = request_for("slurm", cores=40, gpus=8, gpu_type="v100-32", gpu_option=option)
+    assert header(request)[-1] == wanted
+
+
+@pytest.mark.parametrize(
+    ("memory", "wanted"),
+    [("494000MiB", "--mem=494000M"), ("480GiB", "--mem=480G"), ("96GB", "--mem=91553M")],
+)
+def test_memory_is_not_rounded_up_to_more_than_a_node_has(memory: str, wanted: str) -> None:
+    request = request_for("slurm", cores=32, memory=memory, memory_option="shape")
+    assert header(request)[-1] == wanted
+    pbs = request_for("pbs", cores=32, memory="15GB", memory_option="shape")
+    assert "-l select=2:mem=14306MB" in header(pbs)
+
+
+@pytest.mark.parametrize("batch", [name for name in BATCH_SYSTEMS if name != "psij"])
+def test_memory_that_nobody_stated_is_never_asked_for(batch: str) -> None:
+    request = request_for(batch, cores=4, exclusive=False)
+    pool = replace(request.pool, memory_option="shape")  # `Pool.updated` refuses it
+    job = batch_system(batch).render(replace(request, pool=pool)).job
+    assert not re.search(r"mem|^#BSUB -M|1048576|1T", job, re.MULTILINE)
+
+
+def test_psij_asks_for_memory_only_if_it_was_stated() -> None:
+    request = request_for("psij:slurm", cores=4, exclusive=False)
+    assert psij_spec(request).memory_bytes is None
+    stated = request_for("psij:slurm", cores=4, exclusive=False, memory="1GiB")
+    assert psij_spec(stated).memory_bytes == 2 * 2**30
 
 
 def test_slurm_directives_of_the_user_come_last_and_replace() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -149,13 +150,23 @@ def test_frontier_as_its_guide_says() -> None:
 def test_doubts_are_marked() -> None:
     sources = {
         (name, fact.key): fact.source.provenance
-        for name in ("lumi", "snellius", "perlmutter", "anvil")
+        for name in ("snellius", "perlmutter", "anvil")
         for fact in shipped(name).facts
     }
-    assert sources["lumi", "interface"] == "recalled"
+    assert sources["snellius", "cores"] == "recalled"
     assert sources["snellius", "bins"] == "recalled"
     assert sources["perlmutter", "max_queued"] in ("second-hand", "read")
     assert sources["anvil", "bins"] == "second-hand"
+
+
+@pytest.mark.parametrize("name", _SHIPPED)
+def test_what_would_end_an_agent_is_not_from_memory(name: str) -> None:
+    for fact in shipped(name).facts:
+        if fact.key in ("interface", "scheduler_interface", "scratch"):
+            assert fact.source.provenance == "read", fact
+        if fact.key == "scratch":  # a variable that is not set must not leave an empty path
+            unsure = re.sub(r"\$\{\w+:-/tmp\}|\$USER", "", str(fact.value))
+            assert "$" not in unsure, fact
 
 
 def test_fugaku_says_why_not_and_what_instead() -> None:
