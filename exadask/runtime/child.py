@@ -159,18 +159,6 @@ class Runner:
         return self._states[job.setup.key]
 
 
-def _enter(folder: str, order: Run) -> None:
-    """Work where the task was submitted."""
-    try:
-        os.chdir(folder)
-    except OSError as error:
-        raise InvalidRequest(
-            f"task {order.job.name!r} was submitted in {folder}, and node {order.node!r} cannot "
-            f"enter it: {error.strerror}.",
-            "Submit from a folder that all nodes see: os.chdir(...) before.",
-        ) from error
-
-
 class _Streams:
     """Standard output and error, put back after a task that closed or replaced them."""
 
