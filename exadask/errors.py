@@ -281,7 +281,7 @@ class ClusterLost(ExadaskError):
 
 
 class AllocationFailed(ExadaskError):
-    """A pool was closed, because its allocations cannot be had or do not come to life."""
+    """A pool gives no nodes: its allocations cannot be had, or paid, or do not come to life."""
 
     def __init__(self, pool: str, reason: str, log_tail: str = "") -> None:
         super().__init__(pool, reason, log_tail)
@@ -290,8 +290,8 @@ class AllocationFailed(ExadaskError):
     def __str__(self) -> str:
         tail = f"\nLast lines of the job's log:\n{self.log_tail}" if self.log_tail else ""
         return (
-            f"pool {self.pool!r} is closed: {self.reason} Correct the pool or the site profile "
-            f"(check: exadask doctor) and start again.{tail}"
+            f"pool {self.pool!r} gives no nodes: {self.reason} Correct the pool or the site "
+            f"profile (check: exadask doctor) and start again.{tail}"
         )
 
 

@@ -103,7 +103,7 @@ class Allocator:
         self._told_by_batch_system: set[str] = set()  # pools whose shape is not just a profile's
         self._jobs: dict[str, _Job] = {}
         self._idle_since: dict[NodeId, float] = {}
-        self._background = Background()
+        self._background, self._submitting = Background(), Background()
         self._news = asyncio.Event()
         self._poll_interval_s = _FIRST_POLL_S
         self._next_poll_s = self._next_rescue_s = 0.0
@@ -140,6 +140,7 @@ class Allocator:
         self._ticking.cancel()
         self._plugin.roster.observer = None
         self._background.cancel()
+        await self._submitting.finish()  # of a job whose id is not known nobody could be rid
         await self._dismiss(list(self._plugin.roster.by_address))
         deadline_s, again_s = self._now() + _FAREWELL_S, 0.0
         while self._living() and self._now() < deadline_s:
@@ -232,16 +233,17 @@ class Allocator:
     def _perform(self, command: Command) -> None:
         match command:
             case Submit():
-                self._background.start(self._submit(command))
+                self._submitting.start(self._submit(command))
             case Cancel():
                 self._background.start(self._cancel(command.allocation, command.reason))
             case GiveBack():
                 logger.info("giving %s back: %s", command.allocation, command.reason)
                 self._background.start(self._give_back(command.allocation))
             case ClosePool():
-                tail = self._log_of(command.log_of)
-                failure = AllocationFailed(command.pool, command.reason, tail)
-                self._plugin.failures.append(failure)
+                pool, tail = self._pools[command.pool], self._log_of(command.log_of)
+                offer = Offer(pool=pool.name, shape=pool.shape, walltime_s=pool.walltime_s)
+                failure = AllocationFailed(pool.name, command.reason, tail)
+                self._plugin.failures.append((offer, failure))
                 logger.warning("%s", failure)
 
     # -- asking for allocations and giving them back ----------------------------------------

@@ -21,7 +21,7 @@ from typing import Any
 from distributed import Scheduler, SchedulerPlugin
 from distributed.scheduler import TaskState
 
-from exadask.core.events import Demand
+from exadask.core.events import Demand, Offer
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
 from exadask.core.placement import Place, Placement, Resume, WaitingTask
 from exadask.errors import AllocationFailed, ExadaskError, ImpossibleRequest, NodeLost
@@ -59,7 +59,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self._records: dict[str, TaskRecord] = {}
         self._draining: set[int] = set()
         self.roster = Roster()
-        self.failures: list[AllocationFailed] = []
+        self.failures: list[tuple[Offer, AllocationFailed]] = []  # what closed pools offered
         self.on_waiting: Callable[[], None] = _do_nothing
         self.why_no_node: Callable[[Demand], str | None] = lambda demand: None
         self._held: set[str] = set()
@@ -197,9 +197,9 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     def _impossible(self, record: TaskRecord) -> ExadaskError:
         """Say why no node will ever run a task: its pool is closed, or it asks for too much."""
-        failed = [one for one in self.failures if record.pool in (None, one.pool)]
-        if failed:
-            return failed[-1]
+        for offer, failure in reversed(self.failures):
+            if offer.fits(record.request, record.pool):
+                return failure
         task = WaitingTask(
             task=TaskId(record.name), request=record.request, priority=(), pool=record.pool
         )
@@ -207,7 +207,8 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self.placement.require_possible(task, self._loop.time())
         except ImpossibleRequest as error:
             return error
-        return AllocationFailed(record.pool or "any", "no node is left that could run the task.")
+        why = self._why_no_node_for(record) or "no node is left"
+        return AllocationFailed(record.pool or "any", f"{why}.")
 
     def _stop(self, key: str, error: ExadaskError) -> None:
         """Fail a held task; Dask must first have finished the transition that led here."""
@@ -444,14 +445,12 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             return f"waiting for {len(names)} of its inputs: {', '.join(names[:5])}"
         if ts.state in ("no-worker", "processing"):
             where = self.placement.explain(TaskId(key), self._loop.time())
-            why = self._why_no_node_for(key) if ts.state == "no-worker" else None
+            record = self._records.get(key) if ts.state == "no-worker" else None
+            why = self._why_no_node_for(record) if record is not None else None
             return where if why is None else f"{where}; {why}"
         return str({"memory": "finished", "erred": "failed"}.get(ts.state, ts.state))
 
-    def _why_no_node_for(self, key: str) -> str | None:
-        record = self._records.get(key)
-        if record is None:
-            return None
+    def _why_no_node_for(self, record: TaskRecord) -> str | None:
         is_bound = record.allowed is not None
         return self.why_no_node(Demand(request=record.request, pool=record.pool, is_bound=is_bound))
 

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,9 @@ def test_sizes_by_hand(slurm: Any, runs: Path, pool: PoolMaker) -> None:
         eventually(lambda: not slurm.jobs())
 
 
-def started_driver(folder: Path) -> subprocess.Popen[str]:
+@contextmanager
+def started_driver(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a program with one job that runs and one that is held; it is gone afterwards."""
     driver = subprocess.Popen(
         [sys.executable, "-c", DRIVER],
         cwd=folder,
@@ -148,16 +151,20 @@ def started_driver(folder: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
-    assert driver.stdout is not None
-    assert driver.stdout.readline() == "ready\n", driver.communicate()[1]
-    return driver
+    try:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "ready\n"
+        yield driver
+    finally:
+        driver.kill()
+        driver.communicate()
 
 
 def test_jobs_are_gone_after_ctrl_c(slurm: Any, runs: Path, tmp_path: Path) -> None:
-    driver = started_driver(tmp_path)
-    assert len(slurm.jobs()) == 2
-    driver.send_signal(signal.SIGINT)
-    _, stderr = driver.communicate(timeout=60)
+    with started_driver(tmp_path) as driver:
+        assert len(slurm.jobs()) == 2
+        driver.send_signal(signal.SIGINT)
+        _, stderr = driver.communicate(timeout=60)
     assert "KeyboardInterrupt" in stderr
     assert slurm.jobs() == []
     assert list(runs.glob("*/tls")) == []
@@ -166,9 +173,8 @@ def test_jobs_are_gone_after_ctrl_c(slurm: Any, runs: Path, tmp_path: Path) -> N
 def test_jobs_are_gone_within_20_s_after_the_driver_was_killed(
     slurm: Any, runs: Path, tmp_path: Path
 ) -> None:
-    driver = started_driver(tmp_path)
-    assert len(slurm.jobs()) == 2
-    driver.kill()
-    driver.communicate()
+    with started_driver(tmp_path) as driver:
+        assert len(slurm.jobs()) == 2
+        driver.kill()
     eventually(lambda: not slurm.jobs(), timeout_s=20)
     eventually(lambda: list(runs.glob("*/tls")) == [])
