@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import MutableMapping
 from pathlib import Path
 
 import dask
@@ -43,6 +44,7 @@ _STAGGER_S = 0.002
 _LONGEST_STAGGER_S = 20.0
 _FAREWELL_TIMEOUT_S = 20.0
 _CANNOT_JOIN = 3
+_RANKS = ("PMI_", "PMI2_", "PMIX_", "HYDI_", "OMPI_COMM_WORLD_", "PALS_", "MPI_LOCAL")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,6 +71,7 @@ async def _serve(folder: Path, allocation: str, began: float, rank: int) -> int:
     allow_many_files()
     await asyncio.sleep(min(rank * _STAGGER_S, _LONGEST_STAGGER_S))  # they do not all knock at once
     shape = await shape_of_node(posting, os.environ)
+    _forget_launcher(os.environ)
     scratch = tempfile.mkdtemp(prefix=f"exadask-{os.getpid()}-", dir=scratch_parent(os.environ))
     try:
         with dask.config.set(NETWORK_SETTINGS):
@@ -82,6 +85,12 @@ async def _serve(folder: Path, allocation: str, began: float, rank: int) -> int:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return 0
+
+
+def _forget_launcher(environ: MutableMapping[str, str]) -> None:
+    """Let no task believe that it is a rank of the launcher's: MPI in it would wait for others."""
+    for name in [one for one in environ if one.startswith(_RANKS)]:
+        del environ[name]
 
 
 def _tell(text: str) -> None:
