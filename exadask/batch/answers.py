@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from exadask.batch.model import EndCause, JobId, JobState, JobStatus, Reply
+from exadask.batch.model import JobId, Reply
 from exadask.errors import InvalidQuantity, QueryFailed, SubmissionRefused
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.resources import NodeShape
 
 UNKNOWN = JobStatus(state=JobState.UNKNOWN)

@@ -12,16 +12,9 @@ from exadask.batch import answers
 from exadask.batch.answers import Refusal, complete, text_of
 from exadask.batch.directives import Dialect, Directive, getopt_flags, quoted
 from exadask.batch.jobqueue import render_job
-from exadask.batch.model import (
-    AllocationRequest,
-    EndCause,
-    JobId,
-    JobState,
-    JobStatus,
-    Reply,
-    Scripts,
-)
+from exadask.batch.model import AllocationRequest, JobId, Reply, Scripts
 from exadask.batch.scripts import job_body, node_script
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.pool import Pool
 from exadask.resources import NodeShape
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from exadask.batch import answers
-from exadask.batch.model import AllocationRequest, JobId, JobStatus, Reply, Scripts
+from exadask.batch.model import AllocationRequest, JobId, Reply, Scripts
 from exadask.batch.scripts import job_body, node_script
+from exadask.job_status import JobStatus
 from exadask.pool import Pool
 from exadask.resources import NodeShape
 

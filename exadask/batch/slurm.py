@@ -10,16 +10,9 @@ from exadask.batch import answers
 from exadask.batch.answers import Refusal, complete, ended
 from exadask.batch.directives import Dialect, Directive, clock, getopt_flags, quoted, whole_minutes
 from exadask.batch.jobqueue import cancel_command, format_bytes, render_job, submit_command
-from exadask.batch.model import (
-    AllocationRequest,
-    EndCause,
-    JobId,
-    JobState,
-    JobStatus,
-    Reply,
-    Scripts,
-)
+from exadask.batch.model import AllocationRequest, JobId, Reply, Scripts
 from exadask.batch.scripts import job_body, node_script
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.pool import Pool
 from exadask.resources import NodeShape
 

@@ -16,11 +16,12 @@ from typing import cast
 import click
 
 from exadask.batch.launchers import launcher_name
-from exadask.batch.model import AllocationRequest, EndCause, JobId, JobState, JobStatus
+from exadask.batch.model import AllocationRequest, JobId
 from exadask.cli.machine import Machine, search_folders
 from exadask.cli.recipes import find_target
 from exadask.cli.run import run_target
 from exadask.errors import InvalidRequest, QueryFailed
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.opening import resolve_pools, split_settings
 from exadask.pool import LauncherName, Pool
 from exadask.runtime.backends import Backend, backend_of

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
 from exadask.core.ledger import NodeId
 from exadask.errors import InvalidTransition
+from exadask.job_status import EndCause, JobState, JobStatus
 
-__all__ = ["Allocation", "AllocationState", "Cause", "JobNews", "JobPhase"]
+__all__ = ["Allocation", "AllocationState"]
 
 
 class AllocationState(Enum):
@@ -37,53 +37,6 @@ _ORDER = {state: index for index, state in enumerate(_S)}
 
 _N_SILENT_POLLS = 3
 _SILENT_S = 60.0
-
-
-class JobPhase(Enum):
-    """What the batch system says of a job. UNKNOWN is no evidence of anything."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    ENDED = "ended"
-    UNKNOWN = "unknown"
-
-
-class Cause(Enum):
-    """Why a job ended."""
-
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    TIMEOUT = "reached its walltime"
-    NODE_FAILURE = "lost a node"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobNews:
-    """What the batch system has said of the job of an allocation.
-
-    Parameters
-    ----------
-    phase : JobPhase
-        Waiting, running, ended, or not known.
-    reason : str
-        The batch system's own words.
-    is_held : bool
-        Whether somebody must release it before it can start.
-    is_hopeless : bool
-        Whether it waits for what will never come.
-    cause : Cause, optional
-        Why it ended.
-    left_s : float, optional
-        Time until its end [s], of a running job.
-    """
-
-    phase: JobPhase
-    reason: str = ""
-    is_held: bool = False
-    is_hopeless: bool = False
-    cause: Cause | None = None
-    left_s: float | None = None
 
 
 class Allocation:
@@ -207,18 +160,18 @@ class Allocation:
             self.ended_at = now
         return True
 
-    def hear(self, news: JobNews, now: float) -> None:
+    def hear(self, news: JobStatus, now: float) -> None:
         """Take in what the batch system says of a job that has not ended."""
-        if news.phase is JobPhase.UNKNOWN:
+        if news.state is JobState.UNKNOWN:
             self._n_silent += 1
             self._silent_since = now if self._silent_since is None else self._silent_since
             return
         self._n_silent, self._silent_since = 0, None
         self.reason, self.is_held = news.reason, news.is_held
-        if news.phase is JobPhase.PENDING:
+        if news.state is JobState.PENDING:
             self._last_waited_at = now
             self.enter(AllocationState.PENDING, now)
-        elif news.phase is JobPhase.RUNNING:
+        elif news.state is JobState.RUNNING:
             self.start(now, news.left_s)
             self.enter(AllocationState.STARTING, now)
 
@@ -263,10 +216,10 @@ class Allocation:
             and now - self._silent_since >= _SILENT_S
         )
 
-    def spent(self, now: float, cause: Cause | None) -> float:
+    def spent(self, now: float, cause: EndCause | None) -> float:
         """What it has cost when it ends now [node-seconds]; waiting costs nothing."""
         if self.started_at is not None:
             return self.nodes * max(0.0, now - self.started_at)
-        if self.job_id is None or cause in (None, Cause.CANCELLED):
+        if self.job_id is None or cause in (None, EndCause.CANCELLED):
             return 0.0
         return self.nodes * max(0.0, now - self._last_waited_at)  # it ran between two polls

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exadask.core.allocations import Allocation, AllocationState, Cause
+from exadask.core.allocations import Allocation, AllocationState
 from exadask.core.budget import Budget
 from exadask.core.events import Cancel, GiveBack, Step, Submit
 from exadask.core.pool_book import FleetLimits, PoolBook, number
 from exadask.core.sizes import Size
 from exadask.errors import InvalidRequest, InvalidTransition
+from exadask.job_status import EndCause
 from exadask.pool import Pool
 from exadask.units import render_seconds
 
@@ -103,7 +104,7 @@ class FleetState:
         text = f"{word} {one.title} with {number(one.nodes, 'node')}: {reason}"
         return Step(pool=one.pool, text=text, command=kind(allocation=one.name, reason=reason))
 
-    def end(self, one: Allocation, now: float, cause: Cause | None, reason: str) -> None:
+    def end(self, one: Allocation, now: float, cause: EndCause | None, reason: str) -> None:
         """Strike an allocation that has ended, and pay for it."""
         cost = one.spent(now, cause)
         one.enter(AllocationState.ENDED, now)

@@ -30,7 +30,7 @@ import copy
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, TypeAlias
 
-from exadask.core.allocations import Allocation, AllocationState, Cause, JobNews, JobPhase
+from exadask.core.allocations import Allocation, AllocationState
 from exadask.core.decision import Decision
 from exadask.core.events import (
     Cancel,
@@ -47,19 +47,17 @@ from exadask.core.fleet_state import FleetState
 from exadask.core.ledger import NodeId
 from exadask.core.pool_book import FleetLimits
 from exadask.errors import InvalidRequest, InvalidTransition
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.pool import Pool
 from exadask.resources import NodeShape
 
 __all__ = [
     "Cancel",
-    "Cause",
     "ClosePool",
     "Command",
     "Fleet",
     "FleetLimits",
     "GiveBack",
-    "JobNews",
-    "JobPhase",
     "Step",
     "Submit",
 ]
@@ -130,16 +128,16 @@ class Fleet:
             return
         if found.job_id is not None:
             raise InvalidTransition(f"allocation {allocation}", "refused", found.job_id)
-        self._state.end(found, now, Cause.CANCELLED, reason)
+        self._state.end(found, now, EndCause.CANCELLED, reason)
         what = f"was refused: {reason}"
         self._state.book_of(found).fail(found, what, now, is_final=is_permanent)
 
-    def reported(self, allocation: str, news: JobNews, now: float) -> None:
+    def reported(self, allocation: str, news: JobStatus, now: float) -> None:
         """Take in what the batch system says of the job of an allocation."""
         found = self._state.find(allocation)
         if found is None:
             return
-        if news.phase is JobPhase.ENDED:
+        if news.state is JobState.ENDED:
             self._ended(found, now, news.cause, news.reason)
             return
         found.hear(news, now)
@@ -291,14 +289,14 @@ class Fleet:
             return decision.follow_targets()
         return decision.follow_demand(demand, outlasting)
 
-    def _ended(self, one: Allocation, now: float, cause: Cause | None, reason: str) -> None:
+    def _ended(self, one: Allocation, now: float, cause: EndCause | None, reason: str) -> None:
         """Note the end of a job, and count it if it was a failure."""
         is_ours = one.state is AllocationState.ENDING
         self._state.end(one, now, cause, reason)
         if is_ours or one.n_ever_joined:
             return
         because = f": {reason}" if reason else ""
-        if cause is Cause.CANCELLED:
+        if cause is EndCause.CANCELLED:
             what = f"was cancelled by somebody{because}"
         elif cause is None:
             what = f"vanished{because}"

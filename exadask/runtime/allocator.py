@@ -15,9 +15,8 @@ from dataclasses import dataclass, replace
 
 from distributed import Scheduler
 
-from exadask.batch.model import AllocationRequest, JobId, JobState, JobStatus
+from exadask.batch.model import AllocationRequest, JobId
 from exadask.config import Config
-from exadask.core.allocations import Cause, JobNews, JobPhase
 from exadask.core.events import (
     Cancel,
     ClosePool,
@@ -33,6 +32,7 @@ from exadask.core.ledger import NodeId
 from exadask.core.pool_book import FleetLimits
 from exadask.core.scaling import Fleet
 from exadask.errors import AllocationFailed, ExadaskError, QueryFailed, SubmissionRefused
+from exadask.job_status import JobState, JobStatus
 from exadask.pool import Pool
 from exadask.resources import NodeShape
 from exadask.runtime.backends import Backend, backend_of, tail_of
@@ -418,7 +418,7 @@ class Allocator:
                 "job %s is held (%s): somebody must release it", entry.job, status.reason
             )
         entry.is_held = status.is_held
-        self._fleet.reported(name, _news(status), now)
+        self._fleet.reported(name, status, now)
         self.poke()
 
     def _expect_news(self) -> None:
@@ -469,15 +469,3 @@ class Allocator:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _news(status: JobStatus) -> JobNews:
-    """Say it in the words of the core."""
-    return JobNews(
-        phase=JobPhase(status.state.value),
-        reason=status.reason,
-        is_held=status.is_held,
-        is_hopeless=status.is_hopeless,
-        cause=None if status.cause is None else Cause(status.cause.value),
-        left_s=status.left_s,
-    )

@@ -16,17 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from exadask.batch.model import (
-    AllocationRequest,
-    BatchSystem,
-    EndCause,
-    JobId,
-    JobState,
-    JobStatus,
-    Reply,
-)
+from exadask.batch.model import AllocationRequest, BatchSystem, JobId, Reply
 from exadask.batch.registry import batch_system
 from exadask.errors import QueryFailed, SubmissionRefused
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.pool import Pool
 from exadask.resources import NodeShape
 

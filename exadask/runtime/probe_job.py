@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from exadask.batch.model import AllocationRequest, EndCause, JobId, JobState, JobStatus
+from exadask.batch.model import AllocationRequest, JobId
 from exadask.config import Config
 from exadask.errors import InvalidRequest, QueryFailed, SubmissionRefused
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.pool import Pool
 from exadask.runtime.backends import Backend, backend_of, tail_of
 from exadask.runtime.node_checks import ProbeOutcome

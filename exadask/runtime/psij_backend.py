@@ -18,10 +18,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from exadask.batch.model import AllocationRequest, EndCause, JobId, JobState, JobStatus, Reply
+from exadask.batch.model import AllocationRequest, JobId, Reply
 from exadask.batch.psij import psij_spec
 from exadask.batch.registry import batch_system
 from exadask.errors import ExadaskError, QueryFailed, SubmissionRefused
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.pool import BATCH_SYSTEMS, Pool
 from exadask.resources import NodeShape
 from exadask.runtime.backends import ended_with, recorded_end, write_scripts

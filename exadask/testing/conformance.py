@@ -20,8 +20,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from exadask.batch.model import EndCause, JobId, JobState
+from exadask.batch.model import JobId
 from exadask.errors import SubmissionRefused
+from exadask.job_status import EndCause, JobState
 from exadask.runtime.backends import tail_of
 from exadask.testing.harness import Harness
 from exadask.testing.waiting import eventually

@@ -16,8 +16,9 @@ from typing import Any
 
 import psutil
 
-from exadask.batch.model import AllocationRequest, JobId, JobState, JobStatus
+from exadask.batch.model import AllocationRequest, JobId
 from exadask.errors import QueryFailed
+from exadask.job_status import JobState, JobStatus
 from exadask.pool import Pool
 from exadask.resources import NodeShape
 from exadask.runtime.backends import Backend, backend_of

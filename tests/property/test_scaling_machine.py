@@ -12,19 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from exadask.core.ledger import NodeId, Share, TaskId
 from exadask.core.placement import Placement, WaitingTask
-from exadask.core.scaling import (
-    Cancel,
-    Cause,
-    ClosePool,
-    Command,
-    Fleet,
-    FleetLimits,
-    GiveBack,
-    JobNews,
-    JobPhase,
-    Submit,
-)
+from exadask.core.scaling import Cancel, ClosePool, Command, Fleet, FleetLimits, GiveBack, Submit
 from exadask.errors import ImpossibleRequest
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.pool import Pool
 from exadask.resources import NodeShape, Resources
 
@@ -233,7 +223,7 @@ class ScalingMachine(RuleBasedStateMachine):
             return
         name, job = found
         if is_hopeless and not job.is_cancelled:
-            news = JobNews(phase=JobPhase.PENDING, is_hopeless=True, reason="too large")
+            news = JobStatus(state=JobState.PENDING, is_hopeless=True, reason="too large")
             self.fleet.reported(name, news, self.now)
             return
         job.is_running, job.started_at = True, self.now
@@ -243,7 +233,7 @@ class ScalingMachine(RuleBasedStateMachine):
     def _tell_running(self, name: str) -> None:
         job = self.jobs[name]
         left_s = job.started_at + job.command.walltime_s - self.now
-        self.fleet.reported(name, JobNews(phase=JobPhase.RUNNING, left_s=left_s), self.now)
+        self.fleet.reported(name, JobStatus(state=JobState.RUNNING, left_s=left_s), self.now)
         for node in job.joined:
             self.core.set_end(node, self.fleet.end_of(name))
 
@@ -280,13 +270,13 @@ class ScalingMachine(RuleBasedStateMachine):
             del self.running[task]
             self._wait(self.tasks[task])
 
-    @rule(data=st.data(), cause=st.sampled_from(list(Cause)))
-    def end(self, data: st.DataObject, cause: Cause) -> None:
+    @rule(data=st.data(), cause=st.sampled_from(list(EndCause)))
+    def end(self, data: st.DataObject, cause: EndCause) -> None:
         found = self._some(data, "any")
         if found is not None:
             self._end(found[0], cause)
 
-    def _end(self, name: str, cause: Cause) -> None:
+    def _end(self, name: str, cause: EndCause) -> None:
         job = self.jobs[name]
         for node in sorted(job.joined):
             self._lose(name, node)
@@ -295,10 +285,10 @@ class ScalingMachine(RuleBasedStateMachine):
             spent_s = min(self.now - job.started_at, job.command.walltime_s)
             self.spent_node_s += job.command.nodes * spent_s
         else:
-            cause = Cause.CANCELLED
+            cause = EndCause.CANCELLED
         del self.jobs[name]
-        self.fleet.reported(name, JobNews(phase=JobPhase.ENDED, cause=cause), self.now)
-        self.fleet.reported(name, JobNews(phase=JobPhase.RUNNING), self.now)
+        self.fleet.reported(name, JobStatus(state=JobState.ENDED, cause=cause), self.now)
+        self.fleet.reported(name, JobStatus(state=JobState.RUNNING), self.now)
 
     @rule(data=st.data(), n_polls=st.integers(1, 2))
     def say_nothing(self, data: st.DataObject, n_polls: int) -> None:
@@ -306,11 +296,11 @@ class ScalingMachine(RuleBasedStateMachine):
         for _ in range(n_polls if found is not None else 0):
             self.fleet.query_failed()
             assert found is not None
-            self.fleet.reported(found[0], JobNews(phase=JobPhase.UNKNOWN), self.now)
+            self.fleet.reported(found[0], JobStatus(state=JobState.UNKNOWN), self.now)
         if found is not None:
             name, job = found
-            phase = JobPhase.RUNNING if job.is_running else JobPhase.PENDING
-            self.fleet.reported(name, JobNews(phase=phase), self.now)
+            phase = JobState.RUNNING if job.is_running else JobState.PENDING
+            self.fleet.reported(name, JobStatus(state=phase), self.now)
 
     @rule(name=st.sampled_from(["cpu", "more", "gpu", None, None, None, None, None, None]))
     def close(self, name: str | None) -> None:
@@ -358,12 +348,12 @@ class ScalingMachine(RuleBasedStateMachine):
                 job.is_taken = True
                 self.fleet.submitted(name, f"j-{name}", self.now)
             if job.is_cancelled:
-                self._end(name, Cause.CANCELLED)
+                self._end(name, EndCause.CANCELLED)
                 continue
             if not job.is_running:
                 job.is_running, job.started_at = True, self.now
             if self.now >= job.started_at + job.command.walltime_s:
-                self._end(name, Cause.TIMEOUT)
+                self._end(name, EndCause.TIMEOUT)
                 continue
             for _ in range(job.command.nodes):
                 self._join(name, job)

@@ -10,7 +10,17 @@ from pathlib import Path
 import exadask
 
 _ROOT = Path(exadask.__file__).parent
-_BASE = {"errors", "units", "resources", "config", "cpulist", "pool", "pool_facts", "toml_file"}
+_BASE = {
+    "errors",
+    "units",
+    "resources",
+    "config",
+    "cpulist",
+    "job_status",
+    "pool",
+    "pool_facts",
+    "toml_file",
+}
 _ALLOWED = {
     "core": {"core"} | _BASE,
     "batch": {"batch"} | _BASE,
@@ -32,6 +42,7 @@ _ALLOWED = {
     "resources": _BASE,
     "pool": _BASE,
     "pool_facts": {"cpulist", "errors", "units"},
+    "job_status": set[str](),
     "cpulist": set[str](),
     "toml_file": {"errors"},
     "units": {"errors"},

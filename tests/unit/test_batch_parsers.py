@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exadask.batch.model import BatchSystem, EndCause, JobId, JobState, JobStatus, Reply
+from exadask.batch.model import BatchSystem, JobId, Reply
 from exadask.batch.registry import batch_system
 from exadask.errors import QueryFailed, SubmissionRefused
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.pool import BATCH_SYSTEMS, Pool
 
 _DATA = Path(__file__).parent.parent / "data"

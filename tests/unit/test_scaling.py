@@ -8,25 +8,15 @@ import pytest
 
 from exadask.core.events import Demand, Offer
 from exadask.core.ledger import NodeId
-from exadask.core.scaling import (
-    Cancel,
-    Cause,
-    ClosePool,
-    Command,
-    Fleet,
-    FleetLimits,
-    GiveBack,
-    JobNews,
-    JobPhase,
-    Submit,
-)
+from exadask.core.scaling import Cancel, ClosePool, Command, Fleet, FleetLimits, GiveBack, Submit
 from exadask.errors import InvalidRequest, InvalidTransition
+from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.pool import Pool
 from exadask.resources import NodeShape, Resources
 
-PENDING = JobNews(phase=JobPhase.PENDING, reason="Priority")
-RUNNING = JobNews(phase=JobPhase.RUNNING)
-UNKNOWN = JobNews(phase=JobPhase.UNKNOWN)
+PENDING = JobStatus(state=JobState.PENDING, reason="Priority")
+RUNNING = JobStatus(state=JobState.RUNNING)
+UNKNOWN = JobStatus(state=JobState.UNKNOWN)
 
 
 def need(count: int = 1, *, pool: str | None = None, bound: bool = False, **asked: Any) -> Demand:
@@ -34,8 +24,8 @@ def need(count: int = 1, *, pool: str | None = None, bound: bool = False, **aske
     return Demand(request=request, pool=pool, is_bound=bound, count=count)
 
 
-def ended(cause: Cause | None, reason: str = "") -> JobNews:
-    return JobNews(phase=JobPhase.ENDED, cause=cause, reason=reason)
+def ended(cause: EndCause | None, reason: str = "") -> JobStatus:
+    return JobStatus(state=JobState.ENDED, cause=cause, reason=reason)
 
 
 def pool_of(name: str = "cpu", **facts: Any) -> Pool:
@@ -95,7 +85,7 @@ class Site:
             self.fleet.reported(name, PENDING, self.now)
             self.fleet.check()
 
-    def report(self, name: str, news: JobNews) -> None:
+    def report(self, name: str, news: JobStatus) -> None:
         self.fleet.reported(name, news, self.now)
         self.fleet.check()
 
@@ -254,7 +244,7 @@ def test_the_budget_is_booked_in_full_and_refunded() -> None:
     assert site.decide(need(16), after_s=1000.0) == []
     site.report("cpu-0", RUNNING)
     site.now += 600.0
-    site.report("cpu-0", ended(Cause.FAILED, "bad node"))
+    site.report("cpu-0", ended(EndCause.FAILED, "bad node"))
     summary = site.fleet.summary(site.now)
     assert (summary.spent_node_s, summary.booked_node_s) == (1800.0, 0.0)
     assert site.decide(need(16), after_s=2.0) == ["cpu-1=2"]
@@ -265,14 +255,14 @@ def test_waiting_costs_nothing_and_an_end_between_two_polls_something() -> None:
     site.decide(need(12))
     site.queue("cpu-0", "cpu-1", "cpu-2")
     site.now = 5000.0
-    site.report("cpu-0", ended(Cause.CANCELLED))
+    site.report("cpu-0", ended(EndCause.CANCELLED))
     assert site.fleet.summary(site.now).spent_node_s == 0.0
     site.report("cpu-1", PENDING)
     site.now = 5030.0
-    site.report("cpu-1", ended(Cause.FAILED))
+    site.report("cpu-1", ended(EndCause.FAILED))
     assert site.fleet.summary(site.now).spent_node_s == 30.0
-    site.report("cpu-2", JobNews(phase=JobPhase.RUNNING, left_s=3500.0))
-    site.report("cpu-2", ended(Cause.TIMEOUT))
+    site.report("cpu-2", JobStatus(state=JobState.RUNNING, left_s=3500.0))
+    site.report("cpu-2", ended(EndCause.TIMEOUT))
     assert site.fleet.summary(site.now).spent_node_s == 130.0
 
 
@@ -281,7 +271,7 @@ def test_a_spent_budget_offers_nothing() -> None:
     site.start(need(4))
     assert [offer.pool for offer in site.fleet.offers(0.0)] == ["cpu"], "it may come back"
     site.now = 1401.0
-    site.report("cpu-0", ended(Cause.CANCELLED))
+    site.report("cpu-0", ended(EndCause.CANCELLED))
     assert site.fleet.offers(site.now) == []
     assert site.decide(need(4), after_s=9.0) == []
     assert site.texts == [
@@ -303,7 +293,7 @@ def test_an_allocation_goes_back_whole_when_all_its_nodes_have_idled() -> None:
     assert site.decide(after_s=1.0) == ["< cpu-0"]
     assert site.decide(after_s=1.0) == []
     site.leave("cpu-0", 2)
-    site.report("cpu-0", ended(Cause.CANCELLED))
+    site.report("cpu-0", ended(EndCause.CANCELLED))
     assert site.fleet.summary(site.now).pools[0].n_failures == 0
 
 
@@ -329,7 +319,7 @@ def test_needless_queued_allocations_are_cancelled_newest_first() -> None:
     assert site.decide(need(3), after_s=10.0) == []
     assert site.decide(need(3), after_s=30.0) == ["x cpu-2", "x cpu-1"]
     site.report("cpu-1", PENDING)
-    site.report("cpu-2", ended(Cause.CANCELLED))
+    site.report("cpu-2", ended(EndCause.CANCELLED))
     assert site.decide(after_s=1.0) == []
     assert site.decide(after_s=30.0) == ["x cpu-0"]
 
@@ -385,7 +375,7 @@ def test_the_batch_system_may_change_the_end() -> None:
     site = Site(pool_of(walltime=3600))
     site.start(need(4))
     assert site.fleet.end_of("cpu-0") == 3600.0
-    site.report("cpu-0", JobNews(phase=JobPhase.RUNNING, left_s=500.0))
+    site.report("cpu-0", JobStatus(state=JobState.RUNNING, left_s=500.0))
     assert site.fleet.end_of("cpu-0") == 500.0
     assert site.decide(need(1)) == []
     assert site.decide(need(1), after_s=2.0) == ["cpu-1=1"]
@@ -411,7 +401,7 @@ def test_a_failure_makes_the_pool_pause_longer_each_time_and_then_close() -> Non
     assert site.decide(need(8)) == ["cpu-0=1", "cpu-1=1"]
     site.fail("cpu-0", "Socket timed out")
     site.queue("cpu-1")
-    site.report("cpu-1", ended(Cause.FAILED, "exit code 1"))
+    site.report("cpu-1", ended(EndCause.FAILED, "exit code 1"))
     assert site.decide(need(8), after_s=3.9) == []
     assert "would help, but pool cpu waits another 0.1s after 2 failures" in site.texts[0]
     assert site.decide(need(8), after_s=0.1) == ["cpu-2=1"], "one at a time"
@@ -456,7 +446,7 @@ def test_what_can_never_succeed_closes_the_pool_at_once(how: str) -> None:
     else:
         site.queue("cpu-0")
         reason = "PartitionNodeLimit"
-        news = JobNews(phase=JobPhase.PENDING, is_hopeless=True, reason=reason)
+        news = JobStatus(state=JobState.PENDING, is_hopeless=True, reason=reason)
         site.report("cpu-0", news)
         site.report("cpu-0", news)
         assert site.decide(need(1)) == ["closed cpu", "x cpu-0"]
@@ -483,7 +473,7 @@ def test_running_without_a_node_is_a_failure_after_a_while() -> None:
     site.report("cpu-0", RUNNING)
     assert site.decide(need(8), after_s=299.0) == []
     assert site.decide(need(8), after_s=1.0) == ["x cpu-0"]
-    site.report("cpu-0", ended(Cause.CANCELLED))
+    site.report("cpu-0", ended(EndCause.CANCELLED))
     assert site.fleet.summary(site.now).pools[0].n_failures == 1, "counted once"
     assert site.decide(need(8), after_s=2.0) == ["cpu-1=2"]
 
@@ -504,7 +494,7 @@ def test_an_allocation_whose_nodes_have_all_gone_is_given_up() -> None:
     site.leave("cpu-0")
     assert site.decide(after_s=299.0) == []
     assert site.decide(after_s=1.0) == ["< cpu-0"]
-    site.report("cpu-0", ended(Cause.COMPLETED))
+    site.report("cpu-0", ended(EndCause.COMPLETED))
     assert site.fleet.summary(site.now).pools[0].n_failures == 0
 
 
@@ -545,7 +535,7 @@ def test_cancelled_by_somebody(is_live: bool, n_failures: int) -> None:
     site.queue("cpu-0")
     if is_live:
         site.join("cpu-0")
-    site.report("cpu-0", ended(Cause.CANCELLED, "CANCELLED by 0"))
+    site.report("cpu-0", ended(EndCause.CANCELLED, "CANCELLED by 0"))
     (pool,) = site.fleet.summary(site.now).pools
     assert pool.n_failures == n_failures
     if not is_live:
@@ -557,7 +547,7 @@ def test_a_held_job_is_told_and_no_failure() -> None:
     site = Site()
     site.decide(need(1))
     site.queue("cpu-0")
-    site.report("cpu-0", JobNews(phase=JobPhase.PENDING, is_held=True, reason="JobHeldUser"))
+    site.report("cpu-0", JobStatus(state=JobState.PENDING, is_held=True, reason="JobHeldUser"))
     (one,) = site.fleet.summary(site.now).pools[0].allocations
     assert one.is_held
     assert site.decide(need(1), after_s=9999.0) == []
@@ -576,8 +566,8 @@ def test_late_reports_are_dropped() -> None:
     site.report("cpu-0", PENDING)
     (one,) = site.fleet.summary(site.now).pools[0].allocations
     assert one.state == "live"
-    site.report("cpu-0", ended(Cause.TIMEOUT))
-    for news in (PENDING, RUNNING, UNKNOWN, ended(Cause.FAILED)):
+    site.report("cpu-0", ended(EndCause.TIMEOUT))
+    for news in (PENDING, RUNNING, UNKNOWN, ended(EndCause.FAILED)):
         site.report("cpu-0", news)
     site.join("cpu-0")
     site.leave("cpu-0")
