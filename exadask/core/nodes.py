@@ -184,19 +184,19 @@ class NodeIndex:
             if cls.allowed is not None:
                 named = (self.by_id[name] for name in cls.allowed if name in self.by_id)
                 cls.runnable &= sum(node.bit for node in named)
-            elif self.spares_gpus(cls):
+            if self.spares_gpus(cls):
                 cls.runnable &= ~self._gpu
         return cls.runnable
 
     def spares_gpus(self, cls: TaskClass) -> bool:
         """Whether a class leaves nodes with GPUs to others: others are there, or come soon."""
-        if not self._offers or cls.request.gpu_units or cls.pool is not None:
+        if cls.request.gpu_units or cls.pool is not None or cls.allowed is not None:
             return False
-        if self.fitting(cls.request) & ~self._gpu:
-            return True
-        return any(
-            one.fits(cls.request, None) for one in self._offers if _is_near_without_gpus(one)
-        )
+        others = [one for one in self._offers if one.shape is not None and not one.shape.gpus]
+        fitting = [one for one in others if one.fits(cls.request, None)]
+        if not fitting:  # what is there may end too soon, and nothing would follow it
+            return False
+        return any(one.is_near for one in fitting) or bool(self.fitting(cls.request) & ~self._gpu)
 
     def expect(self, offers: Sequence[Offer]) -> None:
         """Note which nodes may still join."""
@@ -346,10 +346,6 @@ class NodeIndex:
                     bucket ^= node.bit
                     cls.hope &= ~node.bit
         return None
-
-
-def _is_near_without_gpus(offer: Offer) -> bool:
-    return offer.is_near and offer.shape is not None and not offer.shape.gpus
 
 
 def _kind(shape: NodeShape) -> _Kind:

@@ -92,9 +92,18 @@ class PlacementMachine(RuleBasedStateMachine):
         pool=st.sampled_from(["p", "q"]),
         walltime_s=st.sampled_from([10.0, 60.0]),
         n_offers=st.integers(0, 1),
+        is_near=st.booleans(),
     )
-    def offer(self, shape: NodeShape | None, pool: str, walltime_s: float, n_offers: int) -> None:
-        self.core.offers = [Offer(pool=pool, shape=shape, walltime_s=walltime_s)] * n_offers
+    def offer(
+        self,
+        shape: NodeShape | None,
+        pool: str,
+        walltime_s: float,
+        n_offers: int,
+        is_near: bool,
+    ) -> None:
+        offer = Offer(pool=pool, shape=shape, walltime_s=walltime_s, is_near=is_near)
+        self.core.offers = [offer] * n_offers
 
     @rule(name=st.sampled_from(NAMES), is_late=st.booleans())
     def leave(self, name: NodeId, is_late: bool) -> None:
@@ -275,6 +284,7 @@ class PlacementMachine(RuleBasedStateMachine):
         assert not node.is_paused
         assert task.allowed is None or share.node in task.allowed
         assert task.pool in (None, self.pools.get(share.node))
+        assert not self._is_spared(task, node)
         ends_at = self.ends_at.get(share.node, float("inf"))
         assert self.now + (request.time_s or 0.0) <= ends_at
         neighbours = [one for one in self.running.values() if one.node == share.node]
@@ -306,6 +316,8 @@ class PlacementMachine(RuleBasedStateMachine):
             if other.allowed is not None and share.node not in other.allowed:
                 continue
             if other.pool not in (None, self.pools.get(share.node)):
+                continue
+            if self._is_spared(other, node):
                 continue
             fits_gpus = (
                 units.count(GPU_UNIT) * GPU_UNIT >= request.gpu_units
@@ -362,10 +374,22 @@ class PlacementMachine(RuleBasedStateMachine):
         self.core.check()
         assert not self.lent
         for task in self.waiting.values():
-            assert not any(self._can_run(task, node) for node in self.core.nodes.values()), task
+            able = [node for node in self.core.nodes.values() if self._can_run(task, node)]
+            assert all(self._is_spared(task, node) for node in able), task
         for share_id in self.running:
             self.core.release(share_id)
         assert all(node.ledger.is_idle for node in self.core.nodes.values()), "leaked"
+
+    def _is_spared(self, task: WaitingTask, node: Node) -> bool:
+        """Whether a node with GPUs is left to others: nodes without are offered, and near."""
+        if task.request.gpu_units or task.pool is not None or task.allowed is not None:
+            return False
+        offers = [one for one in self.core.offers if one.shape is not None and not one.shape.gpus]
+        offers = [one for one in offers if one.fits(task.request, None)]
+        plain = [one.shape for one in self.core.nodes.values() if not one.shape.gpus]
+        is_near = any(shape.fits(task.request) for shape in plain)
+        is_near = is_near or any(one.is_near for one in offers)
+        return bool(node.shape.gpus) and bool(offers) and is_near
 
     def _can_run(self, task: WaitingTask, node: Node) -> bool:
         is_allowed = task.allowed is None or node.name in task.allowed
