@@ -22,6 +22,7 @@ __all__ = [
     "InvalidTransition",
     "MemoryExceeded",
     "NoActiveExecutor",
+    "NoNodeLeft",
     "NodeLost",
     "NotSerializable",
     "QueryFailed",
@@ -292,6 +293,20 @@ class AllocationFailed(ExadaskError):
         return (
             f"pool {self.pool!r} gives no nodes: {self.reason} Correct the pool or the site "
             f"profile (check: exadask doctor) and start again.{tail}"
+        )
+
+
+class NoNodeLeft(ExadaskError):
+    """A task waits, and no node is there or can still be asked for that could run it."""
+
+    def __init__(self, task: str, reason: str) -> None:
+        super().__init__(task, reason)
+        self.task, self.reason = task, reason
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task!r} can never run: {self.reason}. "
+            "Raise budget=, or open a pool that can run it."
         )
 
 

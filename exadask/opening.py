@@ -159,7 +159,8 @@ def _checked_shapes(nodes: Any) -> list[NodeShape]:
     if isinstance(nodes, (str, bytes, NodeShape)) or not isinstance(nodes, Iterable):
         raise InvalidRequest(
             f"nodes={nodes if isinstance(nodes, NodeShape) else repr(nodes)} is not valid.",
-            "Give a list: nodes=[NodeShape.declare(cores=4)].",
+            'With site="..." or pools=[...] it is the size of an allocation; without, give a list: '
+            "nodes=[NodeShape.declare(cores=4)].",
         )
     shapes = list(nodes)
     for shape in shapes:

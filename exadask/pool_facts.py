@@ -98,6 +98,8 @@ def node_range(value: object, key: str) -> tuple[int, int]:
         It is neither, or there are none.
     """
     if not isinstance(value, (list, tuple)):
+        if not isinstance(value, int):
+            raise InvalidQuantity(key, value, "a whole number, or [least, most]")
         return 1, _whole(value, key, least=1)
     if len(value) != 2:
         raise InvalidQuantity(key, value, "a number of nodes, or [least, most]")

@@ -228,6 +228,9 @@ class NodeShape:
         parts.append(memory if self.is_memory_stated else "memory not stated")
         return ", ".join(parts)
 
+    def __repr__(self) -> str:
+        return f"<NodeShape: {self}>"
+
     def _repr_html_(self) -> str:
         return f"<code>{self}</code>"
 

@@ -94,7 +94,8 @@ async def _submit(backend: Backend, request: AllocationRequest, *, wait: bool) -
         raise
     click.echo(request.log.read_text() if request.log.is_file() else "the job left no log")
     if status.cause is not EndCause.COMPLETED:
-        click.echo(f"job {job} ended: {status.cause}, {status.reason}", err=True)
+        cause = status.cause.value if status.cause else "nobody knows how"
+        click.echo(f"job {job} {cause}: {status.reason}", err=True)
         return 1
     return 0
 

@@ -21,6 +21,7 @@ from exadask.cli.recipes import (
     parse_parameters,
 )
 from exadask.errors import ExadaskError, InvalidRequest, RecipeError
+from exadask.opening import split_settings
 
 
 @click.command()
@@ -43,6 +44,7 @@ def run(
 ) -> int:
     """Run a recipe, or a Python file, with an executor open."""
     found = find_target(target)
+    split_settings(machine.settings)  # complain now of what is misspelled
     if only_list:
         check_requirements(found)
         for name, (kind, default) in described_parameters(_main_of(found, settings)).items():

@@ -61,5 +61,7 @@ def _missing_facts(site: str, pools: Sequence[str], facts: Mapping[str, Any]) ->
     profile = read_profile(site)
     chosen = pools or profile.default_pools
     entries = [one for name, one in profile.pools.items() if name in chosen]
-    needed = dict.fromkeys(name for one in entries for name in one.requires)
+    needed = dict.fromkeys(
+        name for one in entries for name in one.requires if name not in one.stated
+    )
     return [name for name in needed if name not in facts]

@@ -180,7 +180,10 @@ def _print_pools(console: Console, profile: Profile, sources: Mapping[Source, in
         title += " (default)" if name in profile.default_pools else ""
         rest = [one for one in facts if not _is_in(one, common)]
         _print_facts(console, f"{title}\n{_in_short(entry)}", rest, sources)
-    for key in dict.fromkeys(key for entry in profile.pools.values() for key in entry.requires):
+    missing = (
+        key for entry in profile.pools.values() for key in entry.requires if key not in entry.stated
+    )
+    for key in dict.fromkeys(missing):
         console.print(f"You must say {key}=. {profile.where_to_find.get(key, '')}".rstrip())
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from exadask.cli.machine import Machine, machine_options
-from exadask.monitor.pools import summary_lines
 
 
 @click.command()
@@ -68,8 +67,7 @@ def status(run: str, as_json: bool) -> int:
         }
         click.echo(json.dumps(facts, indent=2, default=str))
     else:
-        for line in summary_lines(summary):
-            click.echo(line)
+        click.echo(f"{summary}")
         for name, shape in nodes.items():
             click.echo(f"node {name}: {shape}")
         for step in plan:

@@ -187,3 +187,6 @@ class Step:
     pool: str
     text: str
     command: Command | None = None
+
+    def __str__(self) -> str:
+        return self.text

@@ -14,6 +14,8 @@ from exadask.core.pool_book import PoolBook, number
 from exadask.core.sizes import longest_walltime_s
 from exadask.units import render_seconds
 
+_HOUR_S = 3600.0
+
 __all__ = ["AllocationSummary", "FleetSummary", "PoolSummary", "explain_demand", "summarise"]
 
 
@@ -104,6 +106,15 @@ class FleetSummary:
     budget_node_s: float | None
     spent_node_s: float
     booked_node_s: float
+
+    def __str__(self) -> str:
+        lines = [line for pool in self.pools for line in _pool_lines(pool)]
+        cost = f"spent: {self.spent_node_s / _HOUR_S:.2f} node-hours"
+        if self.booked_node_s:
+            cost += f"; booked until the walltimes: {self.booked_node_s / _HOUR_S:.2f}"
+        if self.budget_node_s is not None:
+            cost += f"; budget: {self.budget_node_s / _HOUR_S:.2f}"
+        return "\n".join([*lines, cost])
 
 
 def summarise(state: FleetState, now: float) -> FleetSummary:
@@ -206,3 +217,30 @@ def _allocation(one: Allocation, now: float) -> AllocationSummary:
         reason=one.reason,
         is_held=one.is_held,
     )
+
+
+def _pool_lines(pool: PoolSummary) -> list[str]:
+    state = f"{pool.nodes} nodes"
+    if pool.coming:
+        state += f", {pool.coming} asked for"
+    if pool.closed_reason is not None:
+        state += f"; closed: {pool.closed_reason}"
+    elif pool.retry_in_s > 0:
+        state += f"; next attempt in {render_seconds(pool.retry_in_s)}: {pool.last_failure}"
+    living = [_allocation_line(one) for one in pool.allocations]
+    ended = [_allocation_line(one) for one in pool.ended]
+    return [f"pool {pool.name}: {state}", *living, *ended]
+
+
+def _allocation_line(one: AllocationSummary) -> str:
+    job = f" (job {one.job_id})" if one.job_id is not None else ""
+    line = f"  {one.name}{job}: {one.state} since {render_seconds(one.since_s)}"
+    if one.state == "live":
+        line += f", {one.joined} of {one.nodes} nodes"
+    else:
+        line += f", {one.nodes} nodes"
+    if one.left_s is not None and one.state != "ended":
+        line += f", {render_seconds(one.left_s)} left"
+    if one.is_held:
+        line += ", held"
+    return f"{line}: {one.reason}" if one.reason else line

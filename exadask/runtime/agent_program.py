@@ -28,6 +28,7 @@ from exadask.runtime.dask_parts import (
     NETWORK_SETTINGS,
     PortlessWorker,
     allow_many_files,
+    quiet_logs,
     threads_for,
 )
 from exadask.runtime.node_agent import NodeAgent
@@ -56,9 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rank", type=int, required=True, help="of this node in the allocation")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-    logging.getLogger("distributed").setLevel(logging.WARNING)
     try:
-        return asyncio.run(_serve(chosen.folder, chosen.allocation, chosen.began, chosen.rank))
+        with quiet_logs():
+            return asyncio.run(_serve(chosen.folder, chosen.allocation, chosen.began, chosen.rank))
     except ExadaskError as error:
         _tell(f"exadask agent on {socket.gethostname()}: {error}")
         return _CANNOT_JOIN
@@ -82,6 +83,7 @@ async def _serve(folder: Path, allocation: str, began: float, rank: int) -> int:
             _tell(f"{worker.name} on {socket.gethostname()} offers {shape}")
             _leave_when_told(worker)
             await worker.finished()
+            _tell(f"{worker.name} has ended")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return 0

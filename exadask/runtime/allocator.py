@@ -141,12 +141,17 @@ class Allocator:
         self._plugin.roster.observer = None
         self._background.cancel()
         await self._submitting.finish()  # of a job whose id is not known nobody could be rid
+        ending = {
+            name for name in self._jobs if self._plugin.roster.of_allocation(name)
+        }  # they end by themselves, and tidy up, when their agents are told to
         await self._dismiss(list(self._plugin.roster.by_address))
-        deadline_s, again_s = self._now() + _FAREWELL_S, 0.0
-        while self._living() and self._now() < deadline_s:
-            if self._now() >= again_s:  # an order may be lost, as may its answer
+        began_s = self._now()
+        again_s = 0.0
+        while self._living() and self._now() < began_s + _FAREWELL_S:
+            is_patient = self._now() < began_s + _AGENTS_END_S
+            if self._now() >= again_s or not is_patient:  # an order, or its answer, may be lost
                 again_s = self._now() + _CANCEL_AGAIN_S
-                await self._cancel_all()
+                await self._cancel_all(besides=ending if is_patient else set())
             await asyncio.sleep(_FAREWELL_POLL_S)
             await self._poll()
         for one in self._living():
@@ -409,7 +414,8 @@ class Allocator:
             entry.is_over = True
             self._send_away(self._plugin.roster.of_allocation(name))
             self._update_reaper()
-            logger.info("job %s has ended: %s %s", entry.job, status.cause, status.reason)
+            cause = status.cause.value if status.cause else "ended"
+            logger.info("job %s %s (%s)", entry.job, cause, status.reason)
         if status.left_s is not None:
             for node in self._plugin.roster.of_allocation(name):
                 self._plugin.placement.set_end(node, now + status.left_s)
@@ -435,19 +441,21 @@ class Allocator:
     def _living(self) -> list[_Job]:
         return [one for one in self._jobs.values() if one.job is not None and not one.is_over]
 
-    async def _cancel_all(self) -> None:
+    async def _cancel_all(self, besides: Collection[str]) -> None:
         for backend in dict.fromkeys(self._backends.values()):
-            jobs = self._jobs_of(backend)
+            jobs = self._jobs_of(backend, besides)
             try:
                 await backend.cancel(jobs)
             except QueryFailed as error:
                 logger.warning("%s", error)
 
-    def _jobs_of(self, backend: Backend) -> list[JobId]:
+    def _jobs_of(self, backend: Backend, besides: Collection[str] = ()) -> list[JobId]:
         return [
             one.job
             for one in self._living()
-            if one.job is not None and self._backends[one.request.pool.name] is backend
+            if one.job is not None
+            and one.request.name not in besides
+            and self._backends[one.request.pool.name] is backend
         ]
 
     def _update_reaper(self) -> None:

@@ -12,13 +12,18 @@ from distributed import Scheduler, Worker
 
 _LOGGERS = ("distributed", "distributed.client")
 _NOISY = ("distributed.worker", "distributed.scheduler")
-_NO_NEWS = ("TaskFailed(", "Could not find data", "failed to acquire keys")
+_NO_NEWS = (
+    *("TaskFailed(", "Could not find data", "failed to acquire keys"),
+    "Failed to communicate with scheduler during heartbeat",  # the agent ends, and says so
+)
 _OPEN_FILES = 2**16
 _MIN_THREADS = 256
 
 SETTINGS: dict[str, Any] = {
     "distributed.worker.http.routes": [],
     "distributed.worker.profile.enabled": False,
+    # Folders are nobody else's, and may lie where there are no locks.
+    "distributed.worker.use-file-locking": False,
     # A pinned task cannot be stolen, and looking for one costs time for each.
     "distributed.scheduler.work-stealing": False,
     # Tasks are held in the state that this timeout is about.

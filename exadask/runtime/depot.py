@@ -34,7 +34,7 @@ class Depot:
     scheduler : distributed.Scheduler
         Whose results.
     folder : Path
-        Where what does not fit in memory goes.
+        Where what does not fit in memory goes; it is there.
     memory_bytes : int
         How much stays in memory [bytes].
     """
@@ -92,7 +92,6 @@ class Depot:
         return str(self._worker.address)
 
     async def _start(self) -> PortlessWorker:
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         settings: dict[str, Any] = {
             "distributed.worker.memory.target": _TARGET_FRACTION,
             # These look at the whole process, which is the user's own.

@@ -48,7 +48,7 @@ class SchedulerHost:
     """
 
     def __init__(self, pools: Sequence[Pool], config: Config, run: RunFolder) -> None:
-        _check_names(pools)
+        _check_pools(pools)
         self._pools, self._config, self.run = pools, config, run
         self._cleanup = contextlib.ExitStack()
         self.scheduler: Scheduler | None = None
@@ -117,7 +117,15 @@ class SchedulerHost:
             from exadask.runtime.dashboard import GuardedScheduler
 
             kind, options = GuardedScheduler, {"dashboard": True}
-        return await kind(protocol="tls://", host=host, port=0, security=self.security, **options)
+        self.run.depot.mkdir(mode=0o700)
+        return await kind(
+            protocol="tls://",
+            host=host,
+            port=0,
+            security=self.security,
+            local_directory=str(self.run.depot),
+            **options,
+        )
 
     def _facts(self) -> dict[str, Any]:
         assert self.scheduler is not None
@@ -142,13 +150,19 @@ class SchedulerHost:
         return answer
 
 
-def _check_names(pools: Sequence[Pool]) -> None:
+def _check_pools(pools: Sequence[Pool]) -> None:
     names = [pool.name for pool in pools]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if not names or doubled:
         raise InvalidRequest(
             f"the pools are called {names}.", "Give at least one, and each a name of its own."
         )
+    for pool in pools:
+        if pool.batch == "local" and pool.max_nodes > 1 and pool.launcher in (None, "none"):
+            raise InvalidRequest(
+                f"pool {pool.name!r} asks for {pool.max_nodes} nodes, and local is one machine.",
+                "Use max_allocations= for more agents on it, or say which batch= system there is.",
+            )
 
 
 def own_host(pools: Sequence[Pool]) -> str | None:

@@ -24,7 +24,13 @@ from distributed.scheduler import TaskState
 from exadask.core.events import Demand, Offer
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
 from exadask.core.placement import Place, Placement, Resume, WaitingTask
-from exadask.errors import AllocationFailed, ExadaskError, ImpossibleRequest, NodeLost
+from exadask.errors import (
+    AllocationFailed,
+    ExadaskError,
+    ImpossibleRequest,
+    NodeLost,
+    NoNodeLeft,
+)
 from exadask.resources import NodeShape
 from exadask.runtime.job import Failure, TaskFailed
 from exadask.runtime.parcel import Packer
@@ -208,7 +214,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         except ImpossibleRequest as error:
             return error
         why = self._why_no_node_for(record) or "no node is left"
-        return AllocationFailed(record.pool or "any", f"{why}.")
+        return NoNodeLeft(record.name, why)
 
     def _stop(self, key: str, error: ExadaskError) -> None:
         """Fail a held task; Dask must first have finished the transition that led here."""

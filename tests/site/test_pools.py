@@ -117,16 +117,25 @@ def test_a_pool_grows_to_its_cap_and_is_given_back(slurm: Any, runs: Path, pool:
         assert [job["partition"] for job in slurm.jobs()] == ["gpu"]
 
 
-def test_the_plan_says_what_is_not_done_and_why(slurm: Any, runs: Path, pool: PoolMaker) -> None:
+def test_what_no_budget_pays_for_is_not_waited_for(slurm: Any, runs: Path, pool: PoolMaker) -> None:
     with xd.Executor(pools=[pool("cpu")], budget="1 node-minutes") as ex:
-        future = ex.submit(where, 0)
+        error = ex.submit(where, 0).exception(30)
+        assert isinstance(error, xd.errors.NoNodeLeft)
+        assert "budget" in str(error)
+    assert slurm.jobs() == []
+
+
+def test_the_plan_says_what_is_not_done_and_why(slurm: Any, runs: Path, pool: PoolMaker) -> None:
+    with xd.Executor(pools=[pool("cpu")], grow_after_s=0.1) as ex:
+        futures = [ex.submit(where, 2) for _ in range(20)]
+        eventually(lambda: ex.nodes)
         eventually(ex.plan)
         (step,) = ex.plan()
         assert step.command is None
-        assert "budget" in step.text
-        assert "budget" in future.explain()
-        assert slurm.jobs() == []
-        future.cancel()
+        assert "max_allocations=1" in str(step)
+        assert "1 of 1 nodes" in str(ex.status())
+        for future in futures:
+            future.cancel()
 
 
 def test_sizes_by_hand(slurm: Any, runs: Path, pool: PoolMaker) -> None:

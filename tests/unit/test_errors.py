@@ -26,6 +26,7 @@ _EXAMPLES: list[errors.ExadaskError] = [
     errors.InvalidTransition("share 7", "release", "held, released"),
     errors.MemoryExceeded("relax", 2**30, 2**31, "node-3"),
     errors.NoActiveExecutor("relax"),
+    errors.NoNodeLeft("relax", "the budget is spent"),
     errors.NodeLost("relax", ("node-1", "node-2")),
     errors.NotSerializable("the function", "closure variable 'lock'", "cannot pickle"),
     errors.QueryFailed("squeue -j 7", "timed out"),
