@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from exadask.runtime.gateway import DaskGateway
 
 
+_ARGUMENTS = ("nodes", "site", "pools", "attach")
+_OF_CLIENTS = ("segment_bytes",)
+"""Settings that count where tasks are submitted, whoever runs the scheduler."""
+
+
 class Cluster(Protocol):
     """What an executor works on."""
 
@@ -48,10 +53,13 @@ def open_cluster(
     """
     config, facts = split_settings(settings)
     if attach is not None:
-        if nodes is not None or site is not None or pools is not None or facts:
+        said = {"nodes": nodes, "site": site, "pools": pools, **settings}
+        idle = [f"{name}=" for name in said if said[name] is not None and name not in _OF_CLIENTS]
+        if idle:
             raise InvalidRequest(
-                "attach= uses a scheduler that stands already, with the pools it has.",
-                "Leave nodes=, site=, pools= and the facts of pools out.",
+                "attach= uses a scheduler that stands already, as it was started: "
+                f"{', '.join(idle)} would change nothing.",
+                f"Leave {'it' if len(idle) == 1 else 'them'} out, or give it to: exadask up",
             )
         from exadask.runtime.pooled_cluster import AttachedCluster
         from exadask.runtime.run_folder import RunFolder
@@ -85,8 +93,8 @@ def split_settings(settings: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]
     rest = {name: value for name, value in settings.items() if name not in FACTS}
     for name in rest:
         if name not in SETTINGS:
-            near = difflib.get_close_matches(name, [*SETTINGS, *FACTS], n=1)
-            if near and near[0] in FACTS:
+            near = difflib.get_close_matches(name, [*_ARGUMENTS, *SETTINGS, *FACTS], n=1)
+            if near and near[0] not in SETTINGS:
                 raise InvalidRequest(f"{name!r} is not a setting.", f"Did you mean {near[0]!r}?")
     return Config.resolve(rest), facts
 
@@ -159,8 +167,8 @@ def _checked_shapes(nodes: Any) -> list[NodeShape]:
     if isinstance(nodes, (str, bytes, NodeShape)) or not isinstance(nodes, Iterable):
         raise InvalidRequest(
             f"nodes={nodes if isinstance(nodes, NodeShape) else repr(nodes)} is not valid.",
-            'With site="..." or pools=[...] it is the size of an allocation; without, give a list: '
-            "nodes=[NodeShape.declare(cores=4)].",
+            "Give a list: nodes=[NodeShape.declare(cores=4)]; or, with site= or pools=, how many "
+            "nodes an allocation has.",
         )
     shapes = list(nodes)
     for shape in shapes:

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _WINDOW_S = 0.002
 _SEND_INTERVAL_S = 0.0005
+# Dask warns of large arguments as if they were a clumsy graph of its own.
+_ANY_SIZE = {"distributed.admin.large-graph-warning-threshold": 2**62}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class _Entry:
 
     name: str
     inputs: tuple[str, ...]
+    input_names: tuple[str, ...]  # their entries may go before this one
     observer: Observer | None
     submission: Submission | None
     future: Future | None = None
@@ -95,7 +98,9 @@ class DaskGateway:
     def submit(self, submission: Submission, observer: Observer) -> None:
         """Hand over a task; returns at once."""
         job = submission.job
-        self._entries[job.key] = _Entry(job.name, submission.inputs, observer, submission)
+        names = tuple(self._name(key) for key in submission.inputs)
+        entry = _Entry(job.name, submission.inputs, names, observer, submission)
+        self._entries[job.key] = entry
         self._pending.append(submission)
         if not self._is_flush_due:
             self._is_flush_due = True
@@ -206,11 +211,16 @@ class DaskGateway:
             "priority": PerKey({one.job.key: one.priority for one in batch}),
             "retries": PerKey({one.job.key: one.retries for one in batch}),
         }
-        same_process = (
-            pickled_within_process() if self._is_within_process else contextlib.nullcontext()
-        )
-        with dask.annotate(**annotations), same_process:
-            futures = self.client.get(graph, list(graph), sync=False, fifo_timeout=0)
+        way = pickled_within_process() if self._is_within_process else dask.config.set(_ANY_SIZE)
+        try:
+            with dask.annotate(**annotations), way:
+                futures = self.client.get(graph, list(graph), sync=False, fifo_timeout=0)
+        except Exception as error:  # whatever Dask raises: nobody else would tell the futures
+            for one in batch:
+                lost = ClusterLost(one.job.name, f"it could not be sent: {error}")
+                lost.__cause__ = error
+                self._finish(one.job.key, partial(_tell_failure, lost))
+            return
         for one, future in zip(batch, futures, strict=True):
             entry = self._entries[one.job.key]
             entry.future = future
@@ -335,10 +345,9 @@ class DaskGateway:
         return entry is not None and any(self._leads_to(one, root) for one in entry.inputs)
 
     def _unwanted(self, entry: _Entry) -> BaseException:
-        names = [self._entries[key].name for key in entry.inputs if key in self._entries]
         if entry.inputs:
-            chain = tuple(names[:1]) or ("an input",)
-            return DependencyFailed(entry.name, chain, "it was cancelled, or its data is lost")
+            why = "it was cancelled, or its data is lost"
+            return DependencyFailed(entry.name, entry.input_names[:1], why)
         return ClusterLost(entry.name, "the scheduler dropped it")
 
 

@@ -138,6 +138,8 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             try:
                 outcome = await self._attempt(job, inputs, share)
             except Cancelled:
+                if self._is_leaving:  # Dask takes it back when this node is gone, not before
+                    await asyncio.get_running_loop().create_future()
                 continue  # unless it was placed here again meanwhile
             if isinstance(outcome, Failure):
                 raise TaskFailed(job.key, job.name, outcome)

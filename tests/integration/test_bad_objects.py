@@ -451,5 +451,5 @@ def test_directory_that_goes_after_submit_fails_the_task(
     work.rmdir()
     go.touch()
     busy.result(30)
-    with pytest.raises(FileNotFoundError, match="work"):
+    with pytest.raises(xd.errors.InvalidRequest, match="cannot enter that folder"):
         future.result(30)

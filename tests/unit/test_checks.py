@@ -69,6 +69,11 @@ def report(**changes: Any) -> NodeReport:
     return replace(facts, **changes)
 
 
+def pool_facts(**facts: Any) -> PoolFacts:
+    """What doctor found of a pool whose python is where all nodes see it."""
+    return PoolFacts(**{"python": "/opt/venv/bin/python"} | facts)
+
+
 def judged(pool: Pool = CLUSTER, here: MachineFacts | None = None, **seen: Any) -> list[Finding]:
     outcome = ProbeOutcome(job="7", report=report(**seen), came_by="connection", waited_s=3.0)
     return node_checks.check_outcome(pool, here or machine(), outcome)
@@ -80,7 +85,7 @@ def bad(findings: list[Finding]) -> Mapping[str, Finding]:
 
 def test_a_good_machine_has_nothing_but_good_findings() -> None:
     assert bad(checks.check_machine(machine(), is_node=True)) == {}
-    assert bad(checks.check_pool(CLUSTER, machine(), PoolFacts(programs={"sbatch": "/x"}))) == {}
+    assert bad(checks.check_pool(CLUSTER, machine(), pool_facts(programs={"sbatch": "/x"}))) == {}
     assert bad(judged()) == {}
 
 
@@ -127,14 +132,14 @@ def test_many_nodes_need_many_descriptors() -> None:
     ],
 )
 def test_a_bad_pool(facts: dict[str, Any], check: str, ok: bool | None, said: str) -> None:
-    found = bad(checks.check_pool(CLUSTER, machine(), PoolFacts(**facts)))
+    found = bad(checks.check_pool(CLUSTER, machine(), pool_facts(**facts)))
     assert list(found) == [check]
     assert found[check].ok is ok
     assert said in found[check].advice
 
 
 def test_an_interface_that_only_nodes_have_is_a_warning() -> None:
-    facts = PoolFacts()
+    facts = pool_facts()
     remote = checks.check_pool(CLUSTER.updated(interface="hsn0"), machine(), facts)
     assert bad(remote)["interface"].ok is None
     local = checks.check_pool(Pool.declare("here", interface="hsn0", cores=1), machine(), facts)
