@@ -17,6 +17,7 @@ from distributed import Client
 from distributed.security import Security
 
 import exadask as xd
+from exadask.runtime.certificates import create_certificates
 from exadask.testing.waiting import eventually
 
 STRANGER = """
@@ -52,7 +53,7 @@ anonymous = ssl.create_default_context()
 anonymous.check_hostname, anonymous.verify_mode = False, ssl.CERT_NONE
 forged = ssl.create_default_context()
 forged.check_hostname, forged.verify_mode = False, ssl.CERT_NONE
-forged.load_cert_chain(facts["forged"] + "/cert.pem", facts["forged"] + "/key.pem")
+forged.load_cert_chain(facts["forged"] + "/certificate.pem", facts["forged"] + "/key.pem")
 print(json.dumps({
     "files": {path: read(path) for path in facts["files"]},
     "tls": {port: [speak(port, None), speak(port, anonymous), speak(port, forged)]
@@ -84,25 +85,18 @@ def ports_of(ex: xd.Executor) -> list[int]:
 
 
 def forge(folder: Path) -> None:
-    """Make a key and a certificate of the same name by other hands."""
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=exadask-run", "-keyout", "key.pem", "-out", "cert.pem"),
-        ],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
-    for name in ("key.pem", "cert.pem"):
-        (folder / name).chmod(0o644)
+    """Make a key and a certificate as exadask does, for another run, and readable."""
+    create_certificates(folder / "tls")
+    (folder / "tls").chmod(0o755)
+    for path in (folder / "tls").iterdir():
+        path.chmod(0o644)
 
 
 @pytest.fixture(scope="module")
 def seen(ex: xd.Executor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the user nobody finds out."""
-    if os.geteuid() != 0 or shutil.which("openssl") is None:
-        pytest.skip("needs root, to become nobody, and openssl")
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become nobody")
     forged = Path("/tmp") / f"exadask-{os.getpid()}-forged"
     forged.mkdir(mode=0o755)
     try:
@@ -117,7 +111,7 @@ def seen(ex: xd.Executor, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
             "ports": ports_of(ex),
             "dashboard": url.group(),
             "pages": ["/status", "/metrics", "/json/counts.json", "/info/main/workers.html", "/"],
-            "forged": str(forged),
+            "forged": str(forged / "tls"),
             "cookie": "exadask-00000000=guessed",
         }
         done = subprocess.run(
