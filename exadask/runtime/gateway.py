@@ -22,7 +22,13 @@ from dask._task_spec import Task, TaskRef
 from distributed import Client, Future
 
 from exadask.core.events import Offer
-from exadask.errors import ClusterLost, DependencyFailed, ExadaskError, ExecutorClosed
+from exadask.errors import (
+    ClusterLost,
+    ClusterUnreachable,
+    DependencyFailed,
+    ExadaskError,
+    ExecutorClosed,
+)
 from exadask.runtime.job import Observer, Report, Stream, Submission, TaskFailed
 from exadask.runtime.node_agent import run_task
 from exadask.runtime.parcel import Parcel
@@ -33,6 +39,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _WINDOW_S = 0.002
 _SEND_INTERVAL_S = 0.0005
+_BROKEN = "the connection to the scheduler broke"
 # Dask warns of large arguments as if they were a clumsy graph of its own.
 _ANY_SIZE = {"distributed.admin.large-graph-warning-threshold": 2**62}
 
@@ -94,6 +101,8 @@ class DaskGateway:
         ):
             handlers[op] = _followed_by(handlers[op], react)
         client.scheduler_comm.interval = _SEND_INTERVAL_S
+        self._address, self._reconnect = client.scheduler.addr, client._reconnect
+        client._reconnect = self._on_connection_lost
 
     def submit(self, submission: Submission, observer: Observer) -> None:
         """Hand over a task; returns at once."""
@@ -125,6 +134,8 @@ class DaskGateway:
         entry = self._entries[key]
         if entry.value is not None:
             return entry.value
+        if entry.future is None or entry.future.cancelled():
+            raise ClusterLost(entry.name, _BROKEN)
         return await self.client.gather(entry.future, asynchronous=True)
 
     def explain(self, key: str) -> str:
@@ -134,7 +145,7 @@ class DaskGateway:
     async def explain_async(self, key: str) -> str:
         """Say what a task waits for."""
         await self.settle()
-        answer: str = await self.client.scheduler.exadask_explain(key=key)
+        answer: str = await self._call("exadask_explain", key=key)
         return answer
 
     def output(self, key: str, stream: Stream) -> bytes:
@@ -143,7 +154,7 @@ class DaskGateway:
 
     async def output_async(self, key: str, stream: Stream) -> bytes:
         """Bring what a task has written."""
-        answer: bytes = await self.client.scheduler.exadask_output(key=key, stream=stream)
+        answer: bytes = await self._call("exadask_output", key=key, stream=stream)
         return answer
 
     def ask(self, question: str, **arguments: Any) -> Any:
@@ -152,16 +163,22 @@ class DaskGateway:
         Raises
         ------
         ExadaskError
-            It does not like the question.
+            It does not like the question, or cannot be reached.
         """
-        answer = pickle.loads(self.run(self._ask(question, arguments)))
+        answer = pickle.loads(self.run(self._call(question, **arguments)))
         if isinstance(answer, ExadaskError):
             raise answer
         return answer
 
-    async def _ask(self, question: str, arguments: dict[str, Any]) -> bytes:
-        answer: bytes = await getattr(self.client.scheduler, question)(**arguments)
-        return answer
+    async def _call(self, question: str, **arguments: Any) -> Any:
+        """Ask the scheduler, unless the connection to it is broken."""
+        try:
+            if self.client.status != "running":
+                raise OSError(_BROKEN)
+            return await getattr(self.client.scheduler, question)(**arguments)
+        except OSError as error:
+            advice = "Open a new Executor when it is there again."
+            raise ClusterUnreachable(self._address, str(error), advice) from error
 
     def run(self, work: Coroutine[Any, Any, _T], what: str = "ask the cluster") -> _T:
         """Run a coroutine on the client's loop, and wait for it.
@@ -184,11 +201,20 @@ class DaskGateway:
     def close(self, reason: str) -> None:
         """Fail what is not done; on the client's loop."""
         self._is_closed = True
+        self._lose_all(reason)
+        self._entries.clear()
+
+    def _lose_all(self, reason: str) -> None:
         for key, entry in list(self._entries.items()):
             if entry.observer is not None:
-                lost = ClusterLost(entry.name, reason)
-                self._finish(key, partial(_tell_failure, lost))
-        self._entries.clear()
+                self._finish(key, partial(_tell_failure, ClusterLost(entry.name, reason)))
+
+    async def _on_connection_lost(self) -> None:
+        """Fail what is not done: Dask cancels its own futures now, and tells nobody."""
+        self._lose_all(_BROKEN)
+        await self._reconnect()
+        if self.client.status != "running":  # what was submitted meanwhile went nowhere
+            self._lose_all(_BROKEN)
 
     def _schedule_flush(self) -> None:
         wait_s = self._last_flush_s + _WINDOW_S - time.monotonic()

@@ -63,8 +63,10 @@ class _Connected:
 
     @property
     def shapes(self) -> dict[str, NodeShape]:
-        """The nodes that are connected now, and what each offers."""
-        shapes: dict[str, NodeShape] = self.gateway.ask("exadask_nodes")
+        """The nodes that are connected now, and what each offers; none if that is not known."""
+        shapes: dict[str, NodeShape] = {}
+        with contextlib.suppress(ClusterUnreachable):
+            shapes = self.gateway.ask("exadask_nodes")
         return shapes
 
     def _disconnect(self) -> None:

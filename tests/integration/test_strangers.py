@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pwd
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributed import Client
+from distributed.comm import connect
 from distributed.security import Security
 
 import exadask as xd
@@ -154,14 +155,18 @@ def test_the_cluster_is_well_after_strangers(ex: xd.Executor, seen: dict[str, An
     assert len(ex.nodes) == 1
 
 
-def test_a_client_of_dask_without_the_key_is_refused(ex: xd.Executor) -> None:
+def test_a_peer_of_dask_without_the_key_is_refused(ex: xd.Executor, tmp_path: Path) -> None:
+    async def knock(address: str, security: Security | None) -> None:
+        arguments = security.get_connection_args("client") if security is not None else {}
+        comm = await connect(address, timeout=3, **arguments)
+        await asyncio.wait_for(comm.read(), 3)
+
+    other = create_certificates(tmp_path / "tls")
     address = ex.client.scheduler.address
-    with pytest.raises((OSError, TypeError, ValueError)):
-        Client(address, timeout="3s")
-    with pytest.raises((OSError, TypeError, ValueError)):
-        Client(address.replace("tls://", "tcp://"), timeout="3s")
-    with pytest.raises((OSError, TypeError, ValueError)):
-        Client(address, security=Security.temporary(), timeout="3s")
+    plain = address.replace("tls://", "tcp://")
+    for target, security in ((address, None), (plain, None), (address, other)):
+        with pytest.raises((OSError, TypeError, ValueError, asyncio.TimeoutError)):
+            asyncio.run(knock(target, security))
 
 
 def test_the_owner_sees_the_dashboard(ex: xd.Executor) -> None:
