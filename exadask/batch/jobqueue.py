@@ -162,34 +162,42 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 def _module(name: str) -> Any:
-    """Import a module of dask-jobqueue, in any thread, without its side effects on signals."""
+    """Import a module of dask-jobqueue, in any thread, without its side effects.
+
+    It replaces the handler of SIGINT, fails outside the main thread, and writes a file into the
+    user's home.
+    """
     full_name = f"dask_jobqueue.{name}"
     with _importing:
         if full_name not in sys.modules:
-            with _signals_left_alone():
+            with _signals_and_home_left_alone():
                 importlib.import_module(full_name)
         _ignore_configuration()
     return sys.modules[full_name]
 
 
 @contextmanager
-def _signals_left_alone() -> Iterator[None]:
-    """Let nothing that this thread imports install a signal handler.
+def _signals_and_home_left_alone() -> Iterator[None]:
+    """Let nothing that this thread imports install a signal handler, or write its settings.
 
     dask-jobqueue 0.9.0 makes Ctrl-C end the process when it is imported, and cannot be imported
-    outside the main thread because of that.
+    outside the main thread because of that; and it leaves ``~/.config/dask/jobqueue.yaml`` behind.
     """
+    import dask
+
     install, importer = signal.signal, threading.get_ident()
 
     def ignore(number: int, handler: Any) -> Any:
         is_importer = threading.get_ident() == importer
         return signal.getsignal(number) if is_importer else install(number, handler)
 
+    ensure_file = dask.config.ensure_file
     signal.signal = ignore  # type: ignore[assignment]  # for this import only
+    dask.config.ensure_file = lambda *_, **__: None
     try:
         yield
     finally:
-        signal.signal = install
+        signal.signal, dask.config.ensure_file = install, ensure_file
 
 
 @cache

@@ -496,8 +496,11 @@ signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("where", ["main", "thread"])
-def test_importing_leaves_signals_alone(where: str) -> None:
-    subprocess.run([sys.executable, "-c", _IMPORT_PROBE, where], check=True, timeout=60)
+def test_importing_leaves_signals_and_home_alone(where: str, tmp_path: Path) -> None:
+    environ = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
+    argv = [sys.executable, "-c", _IMPORT_PROBE, where]
+    subprocess.run(argv, check=True, timeout=60, env=environ)
+    assert not list(tmp_path.rglob("jobqueue.yaml"))
 
 
 def test_handlers_of_this_process_stay() -> None:
