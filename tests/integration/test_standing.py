@@ -1,21 +1,17 @@
-"""A scheduler that outlives sessions, by the command line and by ``Executor(attach=...)``."""
+"""Standing schedulers by the command line; sessions of them: ``test_standing_sessions``."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 
 import exadask as xd
-from exadask.testing.waiting import eventually
 
 PROFILE = """
 title = "agents on this machine"
@@ -26,16 +22,6 @@ exclusive = false
 cores = 4
 walltime = "5m"
 source = "chosen"
-"""
-SESSION = """
-import sys
-import exadask as xd
-
-def double(x):
-    return 2 * x
-
-with xd.Executor(attach=sys.argv[1]) as ex:
-    print([one.result(60) for one in [ex.submit(double, n) for n in range(20)]], flush=True)
 """
 
 
@@ -74,45 +60,14 @@ def standing(folder: Path) -> Iterator[Path]:
         assert not (run / "cluster.json").exists()
 
 
-def pid_of(run: Path) -> int:
-    return int(json.loads((run / "cluster.json").read_text())["pid"])
-
-
-def test_two_sessions_at_once_use_one_scheduler(site: Path) -> None:
+def test_its_state_is_shown(site: Path) -> None:
     with standing(site) as run:
-        argv = [sys.executable, "-c", SESSION, str(run)]
-        sessions = [
-            subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            for _ in range(2)
-        ]
-        outputs = [one.communicate(timeout=100) for one in sessions]
-        assert [one.returncode for one in sessions] == [0, 0], outputs
-        assert {stdout for stdout, _ in outputs} == {f"{[2 * n for n in range(20)]}\n"}
+        with xd.Executor(attach=run) as ex:
+            assert ex.submit(abs, -1).result(60) == 1
         status = json.loads(exadask("status", str(run), "--json", folder=site).stdout)
         assert [one["name"] for one in status["pools"]] == ["here"]
         assert list(status["nodes"]) == ["here-0-0"]
         assert "pool here: 1 nodes" in exadask("status", str(run), folder=site).stdout
-
-
-def test_a_session_that_is_killed_takes_its_tasks_along_and_nothing_else(site: Path) -> None:
-    program = (
-        "import sys, time, exadask as xd\n"
-        "with xd.Executor(attach=sys.argv[1]) as ex:\n"
-        "    one = ex.options(cores=4).submit(time.sleep, 100)\n"
-        "    while not one.running(): time.sleep(0.05)\n"
-        "    print('runs', flush=True)\n"
-        "    one.result()\n"
-    )
-    with standing(site) as run:
-        argv = [sys.executable, "-c", program, str(run)]
-        session = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-        assert session.stdout is not None
-        assert session.stdout.readline() == "runs\n"
-        with xd.Executor(attach=run) as ex:
-            waits = ex.options(cores=4).submit(abs, -3)
-            session.kill()
-            session.communicate()
-            assert waits.result(60) == 3
 
 
 def test_a_run_goes_to_the_standing_scheduler(site: Path) -> None:
@@ -127,28 +82,6 @@ def test_a_run_goes_to_the_standing_scheduler(site: Path) -> None:
         wrong = exadask("run", "job.py", "--attach", str(run), "--account", "x", folder=site)
         assert wrong.returncode == 2
         assert "account=" in wrong.stderr
-
-
-def test_a_scheduler_that_was_killed_is_said_to_be_gone(site: Path) -> None:
-    with standing(site) as run:
-        with xd.Executor(attach=run) as ex:
-            assert ex.submit(abs, -1).result(60) == 1
-        pid = pid_of(run)
-        os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not (run / "cluster.json").exists())  # its reaper has tidied up
-        with pytest.raises(xd.errors.RunFolderError, match="exadask up"):
-            xd.Executor(attach=run)
-        eventually(lambda: not agents_of(run))
-        (run / "cluster.json").write_text(json.dumps({"host": os.uname().nodename, "pid": pid}))
-
-
-def agents_of(run: Path) -> list[int]:
-    """Find the agents of a run."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if str(run) in (process.info["cmdline"] or ()):
-            found.append(process.pid)
-    return found
 
 
 @pytest.mark.parametrize(

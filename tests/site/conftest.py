@@ -1,4 +1,4 @@
-"""A real Slurm for these tests, and jobs of it that must be gone after each."""
+"""A real Slurm and a real Grid Engine for these tests, whose jobs must be gone after each."""
 
 from __future__ import annotations
 
@@ -55,14 +55,34 @@ class Slurm:
         return set(states) <= {"idle"}
 
 
+class GridEngine:
+    """What tests ask of the Grid Engine that runs here."""
+
+    def jobs(self) -> list[str]:
+        """List the ids of the jobs that have not ended."""
+        argv = ("qstat", "-u", "*")
+        lines = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
+        return [line.split()[0] for line in lines[2:]]
+
+    def cancel_all(self) -> None:
+        """End whatever is left, and wait until it is gone."""
+        subprocess.run(("qdel", *self.jobs()), capture_output=True, check=False)
+        eventually(lambda: not self.jobs())
+
+
 @pytest.fixture(scope="session")
 def slurm_cluster() -> Slurm:
     """The Slurm that ``ci/slurm up`` has started."""
     if "SLURM_CONF" not in os.environ or shutil.which("sbatch") is None:
-        missing = os.environ.get("CI_SLURM_MISSING", "ci/slurm up DIR, then source DIR/env")
-        why = f"no Slurm runs here: {missing}"
-        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+        _do_without("Slurm", "slurm")
     return Slurm()
+
+
+def _do_without(title: str, name: str) -> None:
+    """Skip a test without its batch system; fail where it must be there."""
+    how = f"ci/{name} up DIR, then source DIR/env"
+    why = f"no {title} runs here: {os.environ.get(f'CI_{name.upper()}_MISSING', how)}"
+    pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
 
 
 @pytest.fixture
@@ -73,6 +93,20 @@ def slurm(slurm_cluster: Slurm) -> Iterator[Slurm]:
     left = slurm_cluster.jobs()
     if left:
         slurm_cluster.cancel_all()
+    assert left == [], "jobs were left behind"
+
+
+@pytest.fixture
+def gridengine() -> Iterator[GridEngine]:
+    """The Grid Engine that ``ci/gridengine up`` has started, without jobs before and after."""
+    if "SGE_ROOT" not in os.environ or shutil.which("qsub") is None:
+        _do_without("Grid Engine", "gridengine")
+    engine = GridEngine()
+    eventually(lambda: not engine.jobs(), timeout_s=60)
+    yield engine
+    left = engine.jobs()
+    if left:
+        engine.cancel_all()
     assert left == [], "jobs were left behind"
 
 
