@@ -313,21 +313,14 @@ class Allocator:
             await self._poll()
         await self._cancel(allocation, "its nodes are no longer needed")
 
-    async def _let_go(self, nodes: Iterable[NodeId]) -> bool:
-        """Move what only these nodes have, and close them; False if that cannot be done."""
+    async def _let_go(self, nodes: Iterable[NodeId]) -> None:
+        """Move what only these nodes have, and end their agents; what stays is computed again."""
         nodes = list(nodes)
         for node in nodes:
             self._plugin.close_node(node)
         addresses = self._addresses(nodes)
-        if not await self._depot.evacuate(addresses, self._staying(nodes)):
-            for node in nodes:
-                self._plugin.reopen_node(node)
-            return False
-        for address in addresses:
-            await self._scheduler.remove_worker(
-                address, stimulus_id="exadask-let-go", expected=True
-            )
-        return True
+        await self._depot.evacuate(addresses, self._staying(nodes))
+        await self._dismiss(addresses)
 
     def _send_away(self, nodes: Iterable[NodeId]) -> None:
         """End the agents that a job has left behind: nobody else will, not even at its walltime."""
@@ -335,12 +328,7 @@ class Allocator:
         left = [node for node in nodes if node not in roster.leaving]
         roster.excuse(nodes)
         if left and not self._is_closing:
-            self._background.start(self._let_go_or_dismiss(left))
-
-    async def _let_go_or_dismiss(self, nodes: Iterable[NodeId]) -> None:
-        addresses = self._addresses(nodes)
-        if not await self._let_go(nodes):
-            await self._dismiss(addresses)
+            self._background.start(self._let_go(left))
 
     async def _dismiss(self, addresses: Iterable[str]) -> None:
         """Tell agents to end."""

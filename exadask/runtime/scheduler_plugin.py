@@ -329,11 +329,6 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self.roster.excuse([node])
         self.placement.pause_node(node)
 
-    def reopen_node(self, node: NodeId) -> None:
-        """Place tasks again on a node that was to go and cannot."""
-        self.roster.leaving.discard(node)
-        self._follow_status(self.roster.address_of(node))
-
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: object) -> None:
         """Strike a node from the books, with all that was on it."""
         node = self.roster.leave(worker)
