@@ -99,5 +99,5 @@ def test_a_cancelled_job_costs_no_retry(
             already = n_done(futures)
             eventually(lambda n=already: n_done(futures) > n or n_done(futures) == 40)  # type: ignore[misc]  # a default binds it
             running = [job["id"] for job in slurm.jobs() if job["state"] == "RUNNING"]
-            slurm.run("scancel", "--quiet", *running)
+            slurm.run("scancel", "--quiet", *running, check=False)  # it may have ended
         assert [one.result(100) for one in futures] == [i * i for i in range(40)]
