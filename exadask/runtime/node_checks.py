@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from exadask.pool import Pool
-from exadask.resources import NodeShape
 from exadask.runtime.checks import (
     Finding,
     check_cores,
@@ -26,7 +25,6 @@ _FEW_FILES = 4096
 _STATED_MEMORY = 0.8
 _LITTLE_SPACE = 2**30
 _TAIL_LINES = 40
-_UNSTATED_MEMORY = NodeShape.declare(cores=1).memory_bytes
 
 # What the log of a job says, and which fact of the pool to change.
 _CURES = (
@@ -232,7 +230,7 @@ def check_node_shape(report: NodeReport, pool: Pool) -> list[Finding]:
         found = f"{shape.cores} cores, but {stated.cores} were expected"
         advice = f"Say cores={shape.cores}, or correct exclusive=, directives=, blocked_cores=."
         findings.append(Finding(check="offers", ok=False, found=found, advice=advice))
-    is_stated = stated.memory_bytes != _UNSTATED_MEMORY
+    is_stated = stated.is_memory_stated
     if is_stated and shape.memory_bytes < _STATED_MEMORY * stated.memory_bytes:
         there, said = render_bytes(shape.memory_bytes), render_bytes(stated.memory_bytes)
         found = f"{there} of memory for tasks, but {said} were expected"

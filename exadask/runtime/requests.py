@@ -102,6 +102,6 @@ def asked_of(pool: Pool) -> Grant:
     return Grant(
         cores=pool.shape.cores,
         gpus=pool.shape.gpus,
-        memory_bytes=pool.shape.memory_bytes if pool.memory_option == "shape" else None,
+        memory_bytes=pool.memory_asked_bytes,
         origin=f"asked of the batch system for pool {pool.name!r}",
     )
