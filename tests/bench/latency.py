@@ -1,75 +1,64 @@
-"""Measure the latency of a warm call: from submit() until result() returns, with nothing else.
+"""How long a single call takes, from `submit` until `result` returns.
 
-    python tests/bench/latency.py [--json] [--quick] [--peers dask,ray]
-
-exadask and one peer at a time, each in its own process, take turns with blocks of calls of a
-function that does nothing. The ratio is that of the blocks' medians, pair by pair.
+Warm calls of a function that does nothing, one after the other. And, of exadask alone, calls of
+higher priority while both cores run a long map of 1 ms calls.
 """
 
 from __future__ import annotations
 
-import statistics
-import sys
 import time
-from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.bench import contest, peers, work
+from tests.bench.measure import Options, Report
 
-from tests.bench import measure, peers
+WARM, UNDER_MAP = "warm call [ms]", "call above a running map [ms]"
+LIMIT_MS, UNDER_MAP_LIMIT_MS, DASK_LIMIT = 3.0, 50.0, 0.5
+PAUSE_S = 0.02
 
-LIMIT = 0.5
+
+def calls(peer: peers.Submits, count: int) -> contest.Figures:
+    """Call one after the other."""
+    return {WARM: [call_ms(peer) for _ in range(count)]}
 
 
-def calls(peer: peers.Peer, count: int) -> list[float]:
-    """Call one after the other; returns how long each took [s]."""
+def call_ms(executor: Any) -> float:
+    """Call once; returns the time it takes [ms]."""
+    start = time.perf_counter()
+    executor.submit(abs, -1).result()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def calls_above_map(peer: peers.Exadask, count: int, mapped_s: list[float]) -> contest.Figures:
+    """Call now and then while a map of lower priority runs; ends the map."""
+    executor = peer.executor
+    urgent = executor.options(priority=1)
+    futures = executor.options(priority=-1).map(work.busy, mapped_s)
+    futures[0].result()
     took = []
-    for number in range(count):
-        start = time.perf_counter()
-        peer.submit(abs, -number).result()
-        took.append(time.perf_counter() - start)
-    return took
+    for _ in range(count):
+        time.sleep(PAUSE_S)
+        took.append(call_ms(urgent))
+    is_running = not futures[-1].done()
+    for one in futures:
+        one.cancel()
+    assert is_running, "the map has ended before the last call"
+    return {UNDER_MAP: took}
 
 
-def compare(peer: type[peers.Peer], rounds: int, count: int) -> tuple[list[float], ...]:
-    """Measure exadask and a peer in turns; returns the times of both [s], and the ratios."""
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
-    with peers.session(peers.Exadask) as ours, peers.session(peer) as theirs:
-
-        def block(who: str, there: peers.Session) -> float:
-            took = there.run(calls, count)
-            times[who] += took
-            return statistics.median(took)
-
-        for warming in (ours, theirs):
-            warming.run(calls, count)
-        pairs = measure.interleaved(
-            lambda: block("ours", ours), lambda: block("theirs", theirs), rounds
-        )
-    return times["ours"], times["theirs"], [first / second for first, second in pairs]
-
-
-def bench(options: measure.Options) -> measure.Report:
-    """Compare with every peer."""
+def bench(options: Options) -> Report:
+    """Compare with every peer that has single calls."""
     rounds, count = (2, 10) if options.quick else (12, 40)
-    found, notes = peers.chosen(options)
-    report = measure.Report(title="latency of a warm call [ms]: median [p5 p95]", notes=notes)
-    for peer in found:
-        ours, theirs, ratios = compare(peer, rounds, count)
-        report.rows.append(
-            {
-                "peer": peers.title_of(peer),
-                "exadask": measure.Spread.of(ours, 1e3),
-                "peer's": measure.Spread.of(theirs, 1e3),
-                "exadask / peer": measure.Spread.of(ratios),
-            }
-        )
-        if peer is peers.Dask:
-            value = statistics.median(ours) / statistics.median(theirs)
-            report.bars.append(
-                measure.Bar(what="median latency / Dask's", value=value, limit=LIMIT)
-            )
+    report = Report(name="latency", title="a single call, from submit to its result")
+    theirs = peers.chosen(options, report, "submit")
+    block = contest.Block(name=WARM, work=calls, arguments=lambda *_: (count,), rounds=rounds)
+    contest.hold(report, [block], theirs)
+    urgent, mapped_s = (3, [0.03] * 200) if options.quick else (100, [0.001] * 100_000)
+    block = contest.Block(
+        name=UNDER_MAP, work=calls_above_map, arguments=lambda *_: (urgent, mapped_s), rounds=1
+    )
+    contest.hold(report, [block], [])
+    report.require(WARM, LIMIT_MS)
+    report.require_ratio(WARM, "dask", DASK_LIMIT, "at most")
+    report.require(UNDER_MAP, UNDER_MAP_LIMIT_MS)
     return report
-
-
-if __name__ == "__main__":
-    measure.run(__doc__, bench)

@@ -1,18 +1,18 @@
-"""What all benchmarks share: options, spreads, bars, and a report as a table or as JSON.
+"""What all benchmarks share: options, spreads, bars, and a report as a table.
 
-A figure of one machine means little on another, so every benchmark compares with a peer in the
+A figure of one machine means little on another, so every benchmark compares with peers in the
 same run, block by block in turns: what disturbs one disturbs the other too.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,15 +23,12 @@ class Options:
     ----------
     quick : bool
         Whether to run only long enough to see that the benchmark works.
-    as_json : bool
-        Whether to print JSON.
     peers : tuple of str
         Whom to compare with; empty: all that are installed.
     """
 
     quick: bool
-    as_json: bool
-    peers: tuple[str, ...]
+    peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,133 +40,182 @@ class Spread:
     p95: float
 
     @classmethod
-    def of(cls, samples: Sequence[float], scale: float = 1) -> Spread:
-        """Summarise samples (at least one), each times `scale`."""
-        scaled = [scale * one for one in samples]
-        if len(scaled) == 1:
-            return cls(median=scaled[0], p5=scaled[0], p95=scaled[0])
-        cuts = statistics.quantiles(scaled, n=20, method="inclusive")
-        return cls(median=statistics.median(scaled), p5=cuts[0], p95=cuts[-1])
+    def of(cls, samples: Sequence[float]) -> Spread:
+        """Summarise samples (at least one)."""
+        if len(samples) == 1:
+            return cls(median=samples[0], p5=samples[0], p95=samples[0])
+        cuts = statistics.quantiles(samples, n=20, method="inclusive")
+        return cls(median=statistics.median(samples), p5=cuts[0], p95=cuts[-1])
 
     def __str__(self) -> str:
-        return f"{self.median:.3g} [{self.p5:.3g} {self.p95:.3g}]"
+        if self.p5 == self.p95:
+            return figure(self.median)
+        return f"{figure(self.median)} [{figure(self.p5)} {figure(self.p95)}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A figure that must not be exceeded."""
+    """A figure with a limit.
+
+    Parameters
+    ----------
+    what : str
+        What the figure is, with its unit.
+    value, limit : float
+        The figure, and what it must not exceed or fall below.
+    side : str
+        Which of the two: "at most" or "at least".
+    """
 
     what: str
     value: float
     limit: float
+    side: Literal["at most", "at least"] = "at most"
 
     @property
     def is_met(self) -> bool:
-        """Whether the figure is within the bar."""
+        """Whether the figure is on the right side of its limit."""
+        if self.side == "at least":
+            return self.value >= self.limit
         return self.value <= self.limit
 
     def __str__(self) -> str:
         verdict = "met" if self.is_met else "MISSED"
-        return f"bar {verdict}: {self.what}: {self.value:.3g}, at most {self.limit:g}"
+        return f"bar {verdict}: {self.what}: {figure(self.value)}, {self.side} {figure(self.limit)}"
 
 
-Cell = str | float | Spread
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A case with a peer: a line of the table.
+
+    Parameters
+    ----------
+    case : str
+        What was measured, with its unit.
+    peer : str
+        With whom exadask is compared; empty: with nobody.
+    ours, theirs, ratios : tuple of float
+        The samples of exadask, those of the peer, and exadask's in units of the peer's, round by
+        round. The last two are empty without a peer.
+    """
+
+    case: str
+    peer: str
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What a benchmark has found.
+    """What a scenario has found.
 
     Parameters
     ----------
-    title : str
-        What was measured, with units.
-    rows : list of dict
-        The table: for each row the cells by column; all rows have the same columns.
+    name, title : str
+        The scenario, and what it measures.
+    more_is_better : bool
+        Whether the larger figure is the better one.
+    lines : list of Line
+        The table.
     bars : list of Bar
         What must hold.
     notes : list of str
-        What else a reader must know, such as peers that are absent.
+        What else a reader must know, such as peers that are left out.
+    is_broken : bool
+        Whether exadask itself has failed.
     """
 
+    name: str
     title: str
-    rows: list[Mapping[str, Cell]] = field(default_factory=list)
+    more_is_better: bool = False
+    lines: list[Line] = field(default_factory=list)
     bars: list[Bar] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    is_broken: bool = False
+
+    @property
+    def cases(self) -> list[str]:
+        """The cases, in their order."""
+        return list(dict.fromkeys(line.case for line in self.lines))
+
+    def ours(self, case: str) -> Spread:
+        """Summarise exadask in a case, beside whichever peer."""
+        return Spread.of([one for line in self.lines if line.case == case for one in line.ours])
+
+    def line(self, case: str, peer: str) -> Line | None:
+        """Find a line of the table."""
+        found = (line for line in self.lines if (line.case, line.peer) == (case, peer))
+        return next(found, None)
+
+    def beside(self, case: str, what: str, value: float) -> None:
+        """Compare exadask in a case, if it was measured, with a reference that is no peer."""
+        ours = tuple(one for line in self.lines if line.case == case for one in line.ours)
+        if ours:
+            ratios = tuple(one / value for one in ours)
+            self.lines.append(Line(case=case, peer=what, ours=ours, theirs=(value,), ratios=ratios))
+
+    def require(
+        self, case: str, limit: float, side: Literal["at most", "at least"] = "at most"
+    ) -> None:
+        """State a bar for exadask's median in a case, if it was measured."""
+        if case in self.cases:
+            value = self.ours(case).median
+            self.bars.append(Bar(what=case, value=value, limit=limit, side=side))
+
+    def require_ratio(
+        self, case: str, peer: str, limit: float, side: Literal["at most", "at least"]
+    ) -> None:
+        """State a bar for the median ratio to a peer, if it was measured."""
+        line = self.line(case, peer)
+        if line is not None and line.ratios:
+            value = statistics.median(line.ratios)
+            what = f"{case}: exadask / {peer}"
+            self.bars.append(Bar(what=what, value=value, limit=limit, side=side))
 
 
-def run(doc: str | None, bench: Callable[[Options], Report]) -> None:
-    """Run a benchmark from the command line and print its report."""
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="only see that it works")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--peers", default="", help="names, with commas; default: all installed")
-    given = parser.parse_args()
-    names = tuple(name for name in given.peers.split(",") if name)
-    options = Options(quick=given.quick, as_json=given.json, peers=names)
-    report = bench(options)
-    print(rendered_json(report) if options.as_json else rendered_text(report))
-
-
-def interleaved(first: Callable[[], float], second: Callable[[], float], rounds: int) -> Pairs:
-    """Call two in turns, and each first every other time."""
+def interleaved(first: Callable[[int], T], second: Callable[[int], T], rounds: int) -> Pairs[T]:
+    """Call two in turns with the number of the round, each of them first every other time."""
     pairs = []
     for turn in range(rounds):
         if turn % 2:
-            after, before = second(), first()
+            after, before = second(turn), first(turn)
         else:
-            before, after = first(), second()
+            before, after = first(turn), second(turn)
         pairs.append((before, after))
     return pairs
 
 
-Pairs = list[tuple[float, float]]
+Pairs = list[tuple[T, T]]
 
 
-def ratio(pairs: Pairs) -> Spread:
-    """Compare pair by pair: the first in units of the second."""
-    return Spread.of([first / second for first, second in pairs])
+def figure(value: float) -> str:
+    """Render a figure with three digits, without an exponent where that reads well."""
+    if abs(value) >= 1e9:
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def rendered_json(report: Report) -> str:
-    """Render a report for programs."""
-    rows = [{name: _plain(cell) for name, cell in row.items()} for row in report.rows]
-    bars = [
-        {"what": bar.what, "value": bar.value, "limit": bar.limit, "is_met": bar.is_met}
-        for bar in report.bars
-    ]
-    content = {"title": report.title, "machine": machine(), "rows": rows, "bars": bars}
-    return json.dumps(content | {"notes": report.notes}, indent=1)
+def progress(text: str) -> None:
+    """Say on standard error what is being done."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def rendered_text(report: Report) -> str:
     """Render a report for people."""
-    columns = list(report.rows[0]) if report.rows else []
-    table = [columns, *([_text(cell) for cell in row.values()] for row in report.rows)]
-    widths = [max(len(line[index]) for line in table) for index in range(len(columns))]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in table
+    table = [["case", "peer", "exadask", "peer's", "exadask / peer"]]
+    for line in sorted(report.lines, key=lambda line: report.cases.index(line.case)):
+        spreads = [
+            str(Spread.of(samples)) if samples else "-"
+            for samples in (line.ours, line.theirs, line.ratios)
+        ]
+        table.append([line.case, line.peer or "-", *spreads])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    texts = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
     ]
-    lines[1:1] = ["  ".join("-" * width for width in widths)]
-    body = [report.title, machine(), "", *lines, "", *map(str, report.bars), *report.notes]
-    return "\n".join(body)
-
-
-def machine() -> str:
-    """Say where this ran."""
-    cores = len(os.sched_getaffinity(0))
-    load = os.getloadavg()[0]
-    return f"{cores} cores, load {load:.1f}, Python {platform.python_version()}"
-
-
-def _text(cell: Cell) -> str:
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)
-
-
-def _plain(cell: Cell) -> object:
-    if isinstance(cell, Spread):
-        return {"median": cell.median, "p5": cell.p5, "p95": cell.p95}
-    return cell
+    texts[1:1] = ["  ".join("-" * width for width in widths)]
+    better = "more" if report.more_is_better else "less"
+    title = f"{report.name}: {report.title}; {better} is better; median [p5 p95]"
+    return "\n".join([title, "", *texts, "", *map(str, report.bars), *report.notes, ""])

@@ -1,6 +1,4 @@
-"""Measure what it costs to pass an array of 1 GB to four tasks on one node.
-
-    python tests/bench/memory.py [--json] [--quick] [--peers processes]
+"""What it costs to pass an array of 1 GB to four tasks on one node.
 
 The rise of the node's memory while the tasks run, sampled, from when the array exists: the private
 memory of the whole process tree (proportional shares, Pss) plus the shared memory of the machine
@@ -8,7 +6,8 @@ memory of the whole process tree (proportional shares, Pss) plus the shared memo
 
 The time per task, in copies of the same array by memcpy in the same process: ``hand over`` are
 tasks that look at one element, ``read`` are tasks that sum all of it (for comparison, the same sum
-without tasks). Peers get the array as their manuals advise: Dask by `Client.scatter`.
+without tasks). Peers get the array as their manuals advise: Dask by `Client.scatter`. A pool of
+processes is slow at this, and measured only if ``--peers`` names it.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ from __future__ import annotations
 import contextlib
 import operator
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +25,16 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from tests.bench import measure, peers
+from tests.bench import contest, peers
+from tests.bench.measure import Options, Report
 
 TASKS = 4
 RISE_LIMIT, TIME_LIMIT = 2.05, 3.0
 SAMPLE_INTERVAL_S = 0.02
 Array = NDArray[np.float64]
 look, total = operator.itemgetter(-1), np.sum
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What one round costs: times [s], and memory in units of the array."""
-
-    memcpy_s: float
-    hand_over_s: float
-    read_s: float
-    sum_s: float
-    rise: float
-    fall: float
+RISE, FALL = "rise of memory [arrays]", "fall of MemAvailable [arrays]"
+HAND_OVER, READ, SUM = "hand over [memcpy]", "read [memcpy]", "sum without tasks [memcpy]"
 
 
 class Watch:
@@ -104,12 +90,11 @@ def private_bytes(pid: int) -> int:
     return 1024 * (int(parts["Pss_Anon"]) + int(parts["Pss_File"]))
 
 
-def batch(peer: Any, task: Any, array: Array) -> float:
+def batch(peer: peers.Submits, task: Any, array: Array) -> float:
     """Pass an array to all tasks at once; returns the time per task [s]."""
     start = time.perf_counter()
-    argument = peer._client.scatter(array) if isinstance(peer, peers.Dask) else array
-    pending = [peer.submit(task, argument) for _ in range(TASKS)]
-    values = [one.result() for one in pending]
+    argument = peer.client.scatter(array) if isinstance(peer, peers.Dask) else array
+    values = peer.gather([peer.submit(task, argument) for _ in range(TASKS)])
     took_s = time.perf_counter() - start
     # A sum differs in its last digit with the alignment of the memory.
     assert np.allclose(values, task(array), rtol=1e-12)
@@ -129,8 +114,8 @@ def memcpy_times(array: Array) -> list[float]:
     return [timed(np.copyto, target, array) for _ in range(4)]
 
 
-def once(peer: peers.Peer, nbytes: int) -> Finding:
-    """Measure one round with a new array."""
+def once(peer: peers.Submits, nbytes: int) -> contest.Figures:
+    """Measure with a new array."""
     array: Array = np.random.default_rng(1).random(nbytes // 8)
     before_s = memcpy_times(array)
     hand_over_s = batch(peer, look, array)
@@ -141,53 +126,26 @@ def once(peer: peers.Peer, nbytes: int) -> Finding:
     array = array + 1
     with watched() as watch:  # in a batch that is not timed: watching takes time
         batch(peer, total, array)
-    return Finding(
-        memcpy_s=memcpy_s,
-        hand_over_s=hand_over_s,
-        read_s=read_s,
-        sum_s=sum_s,
-        rise=watch.rise / nbytes,
-        fall=watch.fall / nbytes,
-    )
-
-
-def line(peer: type[peers.Peer], found: list[Finding]) -> dict[str, measure.Cell]:
-    """Make a line of the table."""
     return {
-        "who": peers.title_of(peer),
-        "rise [arrays]": measure.Spread.of([one.rise for one in found]),
-        "MemAvailable [arrays]": measure.Spread.of([one.fall for one in found]),
-        "hand over [memcpy]": measure.Spread.of([one.hand_over_s / one.memcpy_s for one in found]),
-        "read [memcpy]": measure.Spread.of([one.read_s / one.memcpy_s for one in found]),
-        "sum, no task [memcpy]": measure.Spread.of([one.sum_s / one.memcpy_s for one in found]),
-        "memcpy [s]": measure.Spread.of([one.memcpy_s for one in found]),
+        RISE: [watch.rise / nbytes],
+        FALL: [watch.fall / nbytes],
+        HAND_OVER: [hand_over_s / memcpy_s],
+        READ: [read_s / memcpy_s],
+        SUM: [sum_s / memcpy_s],
     }
 
 
-def bench(options: measure.Options) -> measure.Report:
-    """Compare with Dask, and on demand with a pool of processes (slow), in turns."""
-    rounds, nbytes = (1, 2**26) if options.quick else (5, 10**9)
-    subjects: list[type[peers.Peer]] = [peers.Exadask, peers.Dask]
+def bench(options: Options) -> Report:
+    """Compare with Dask, and on demand with a pool of processes."""
+    rounds, nbytes = (1, 2**25) if options.quick else (5, 10**9)
+    report = Report(name="memory", title=f"an array of {nbytes / 1e9:.2g} GB to {TASKS} tasks")
+    theirs: list[type[peers.Peer]] = []
+    if not options.peers or peers.Dask.name in options.peers:
+        theirs.append(peers.Dask)
     if peers.Processes.name in options.peers:
-        subjects.append(peers.Processes)
-    findings: dict[type[peers.Peer], list[Finding]] = {one: [] for one in subjects}
-    for _ in range(rounds):
-        for subject in subjects:
-            with peers.session(subject) as there:
-                findings[subject].append(there.run(once, nbytes))
-    report = measure.Report(title=f"{nbytes / 1e9:.2g} GB to {TASKS} tasks: median [p5 p95]")
-    report.rows += [line(subject, found) for subject, found in findings.items()]
-    ours = findings[peers.Exadask]
-    rise = measure.Spread.of([one.rise for one in ours]).median
-    hand_over = measure.Spread.of([one.hand_over_s / one.memcpy_s for one in ours]).median
-    report.bars = [
-        measure.Bar(
-            what="rise of memory, without the array itself [arrays]", value=rise, limit=RISE_LIMIT
-        ),
-        measure.Bar(what="time per task [memcpy]", value=hand_over, limit=TIME_LIMIT),
-    ]
+        theirs.append(peers.Processes)
+    block = contest.Block(name="memory", work=once, arguments=lambda *_: (nbytes,), rounds=rounds)
+    contest.hold(report, [block], theirs, way=contest.renewed)
+    report.require(RISE, RISE_LIMIT)
+    report.require(HAND_OVER, TIME_LIMIT)
     return report
-
-
-if __name__ == "__main__":
-    measure.run(__doc__, bench)

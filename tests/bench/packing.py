@@ -1,31 +1,28 @@
-"""Measure how well tasks of different widths are packed on four nodes of four cores.
-
-    python tests/bench/packing.py [--json] [--quick]
+"""How well tasks of different widths are packed on four nodes of four cores.
 
 The tasks sleep, so two real cores suffice. exadask does not know how long a task takes; it is
 compared with the best of several list schedules that know all durations (`offline.py`), and with
 Dask's ``resources={"cores": n}`` on a cluster of four workers in one process. Both are warm: all
-slots have run a task before. Utilisation is core-seconds of the tasks by those the nodes had.
+slots have run a task before.
 """
 
 from __future__ import annotations
 
+import functools
 import random
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from tests.bench import measure, peers
+from tests.bench import contest, peers
+from tests.bench.measure import Options, Report
 from tests.bench.offline import Item, best_makespan
 
 CORES, NODES = 4, 4
 LATE_S = 2.0
 LIMIT = 1.05
+OFFLINE = "offline schedule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +36,8 @@ class Scenario:
 
 class Cluster(Protocol):
     """Nodes of four cores under test."""
+
+    name: str
 
     def start(self) -> None:
         """Get ready, with all nodes."""
@@ -58,6 +57,8 @@ class Cluster(Protocol):
 
 class Exadask:
     """`exadask.Executor` on declared nodes."""
+
+    name = "exadask"
 
     def start(self) -> None:
         self._executor: Any = None
@@ -88,6 +89,8 @@ class Exadask:
 
 class Dask:
     """Workers in one process with as many threads as could ever be of use."""
+
+    name = "dask"
 
     def start(self) -> None:
         self._cluster: Any = None
@@ -124,8 +127,8 @@ class Dask:
             self._cluster.close()
 
 
-def makespan(cluster: Cluster, scenario: Scenario) -> float:
-    """Run a scenario; returns the time from the first submit to the last result [s]."""
+def makespan(cluster: Cluster, scenario: Scenario) -> contest.Figures:
+    """Run a scenario, from the first submit to the last result."""
     cluster.begin(sum(join == 0 for join in scenario.joins))
     start = time.perf_counter()
     pending = [cluster.submit(item) for item in scenario.items]
@@ -135,7 +138,7 @@ def makespan(cluster: Cluster, scenario: Scenario) -> float:
             cluster.add_node()
     for one in pending:
         one.result()
-    return time.perf_counter() - start
+    return {scenario.name: [time.perf_counter() - start]}
 
 
 def scenarios(*, quick: bool) -> list[Scenario]:
@@ -151,65 +154,46 @@ def scenarios(*, quick: bool) -> list[Scenario]:
     one_late = (*all_there[1:], scale * LATE_S)
     return [
         Scenario(
-            name="1, 2 and 4 cores",
+            name="1, 2 and 4 cores [s]",
             items=items(lambda _: rng.choice((1, 2, 4)), count),
             joins=all_there,
         ),
         Scenario(
-            name="3 and 1 in turns", items=items(lambda n: 3 - 2 * (n % 2), count), joins=all_there
+            name="3 and 1 in turns [s]",
+            items=items(lambda n: 3 - 2 * (n % 2), count),
+            joins=all_there,
         ),
         Scenario(
-            name="1 of 4 nodes late",
+            name="1 of 4 nodes late [s]",
             items=items(lambda _: rng.choice((1, 2, 4)), count),
             joins=one_late,
         ),
     ]
 
 
-def compare(
-    scenario: Scenario, rounds: int, ours: peers.Session, theirs: peers.Session
-) -> dict[str, measure.Cell]:
-    """Run a scenario on both in turns; returns a line of the table."""
-    best = best_makespan(scenario.items, [(join, CORES) for join in scenario.joins])
-    pairs = measure.interleaved(
-        lambda: ours.run(makespan, scenario), lambda: theirs.run(makespan, scenario), rounds
-    )
-    ours_s = [first for first, _ in pairs]
-    theirs_s = [second for _, second in pairs]
-    return {
-        "tasks": scenario.name,
-        "offline [s]": best,
-        "exadask [s]": measure.Spread.of(ours_s),
-        "Dask [s]": measure.Spread.of(theirs_s),
-        "exadask / offline": measure.Spread.of(ours_s, 1 / best),
-        "exadask / Dask": measure.ratio(pairs),
-        "used, exadask": utilisation(scenario, ours_s),
-        "used, Dask": utilisation(scenario, theirs_s),
-    }
-
-
-def utilisation(scenario: Scenario, times: list[float]) -> measure.Spread:
-    """Give the core-seconds of the tasks by those the nodes had until the end."""
-    work = sum(item.cores * item.seconds for item in scenario.items)
-    return measure.Spread.of(
-        [work / sum(CORES * (took - join) for join in scenario.joins) for took in times]
-    )
-
-
-def bench(options: measure.Options) -> measure.Report:
+def bench(options: Options) -> Report:
     """Run all scenarios."""
     rounds = 1 if options.quick else 3
-    report = measure.Report(title="sleeping tasks on 4 nodes of 4 cores: median [p5 p95]")
-    with peers.session(Exadask) as ours, peers.session(Dask) as theirs:
-        for scenario in scenarios(quick=options.quick):
-            line = compare(scenario, rounds, ours, theirs)
-            report.rows.append(line)
-            against = line["exadask / offline"]
-            assert isinstance(against, measure.Spread)
-            what = f"{scenario.name}: makespan / offline"
-            report.bars.append(measure.Bar(what=what, value=against.median, limit=LIMIT))
+    title = f"makespan of sleeping tasks on {NODES} nodes of {CORES} cores"
+    report = Report(name="mixed", title=title)
+    theirs = [Dask] if not options.peers or Dask.name in options.peers else []
+    chosen = scenarios(quick=options.quick)
+    blocks = [
+        contest.Block(
+            name=one.name,
+            work=makespan,
+            arguments=functools.partial(_arguments, one),
+            rounds=rounds,
+        )
+        for one in chosen
+    ]
+    contest.hold(report, blocks, theirs, ours=Exadask)
+    for one in chosen:
+        best = best_makespan(one.items, [(join, CORES) for join in one.joins])
+        report.beside(one.name, OFFLINE, best)
+        report.require_ratio(one.name, OFFLINE, LIMIT, "at most")
     return report
 
 
-if __name__ == "__main__":
-    measure.run(__doc__, bench)
+def _arguments(scenario: Scenario, *_: object) -> tuple[object, ...]:
+    return (scenario,)

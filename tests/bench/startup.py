@@ -1,6 +1,4 @@
-"""Measure what a short script costs: the time to its first result, and to the end of its process.
-
-    python tests/bench/startup.py [--json] [--quick] [--peers dask,ray]
+"""What a short script costs: the time to its first result, and to the end of its process.
 
 Each script is a process of its own that makes an executor, runs one task and closes the executor;
 exadask and a peer take turns. Also `import exadask` (less what a bare Python takes) and
@@ -9,21 +7,25 @@ exadask and a peer take turns. Also `import exadask` (less what a bare Python ta
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from pathlib import Path
+from collections.abc import Sequence
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from tests.bench import measure, peers
+from tests.bench import contest, measure, peers
+from tests.bench.measure import Bar, Options, Report
+from tests.bench.sandbox import Sandbox
+from tests.bench.session import SubjectFailed, failed
 
 IMPORT_LIMIT_S, HELP_LIMIT_S = 0.4, 0.3
-CLI = "exadask.cli.main"
+IMPORT, HELP = "import exadask [s]", "exadask --help [s]"
+BARE = "bare Python"
+PATIENCE_S = 120.0
 SCRIPT = """
 import sys
 from tests.bench import peers
@@ -36,102 +38,96 @@ if __name__ == "__main__":
 """
 
 
-class ScriptFailed(Exception):
-    """A script ended with an error."""
+def script(report: Report, peer: type[peers.Peer], _: int) -> contest.Figures:
+    """Run the script with a peer."""
+    with tempfile.NamedTemporaryFile("w", prefix="bench-", suffix=".py") as file:
+        file.write(SCRIPT)
+        file.flush()
+        first_s, end_s = first_and_end(report, peer.name, [file.name, peer.__name__])
+    return {"first result [s]": [first_s], "end of the process [s]": [end_s]}
 
 
-def first_and_end(command: list[str]) -> tuple[float, float]:
-    """Start a process; returns when its first line came, and when it ended [s]."""
-    environ = {**os.environ, "PYTHONPATH": python_path()}
-    start = time.perf_counter()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        first_s = time.perf_counter() - start
-        _, complaints = process.communicate()
-    end_s = time.perf_counter() - start
+def first_and_end(report: Report, who: str, arguments: Sequence[str]) -> tuple[float, float]:
+    """Start this Python with arguments; returns when its first line came, and when it ended [s].
+
+    Raises
+    ------
+    SubjectFailed
+        It ended with an error, or not in time.
+    """
+    sandbox = Sandbox()
+    watchdog = threading.Timer(PATIENCE_S, sandbox.end_processes, [0.0])
+    watchdog.start()
+    environ = {**os.environ, **sandbox.environ}
+    try:
+        with tempfile.TemporaryFile("w+") as complaints:
+            command = [sys.executable, *arguments]
+            start = time.perf_counter()
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=complaints, env=environ
+            ) as process:
+                assert process.stdout is not None
+                process.stdout.readline()
+                first_s = time.perf_counter() - start
+                process.communicate()
+            end_s = time.perf_counter() - start
+            complaints.seek(0)
+            trace = complaints.read()
+    finally:
+        watchdog.cancel()
+        report.notes += [f"{who}: {complaint}" for complaint in sandbox.close()]
     if process.returncode:
-        raise ScriptFailed(f"{' '.join(command)} ended with {process.returncode}:\n{complaints}")
+        lines = trace.strip().splitlines() or [f"its process ended with {process.returncode}"]
+        raise SubjectFailed(who, lines[-1], trace)
     return first_s, end_s
 
 
-def python_path() -> str:
-    """Give the path under which a process finds this checkout."""
-    before = os.environ.get("PYTHONPATH")
-    return os.pathsep.join([str(peers.ROOT), *([before] if before else [])])
+def python(report: Report, who: str, case: str, code: str, _: int) -> contest.Figures:
+    """Run a line of Python to the end of its process."""
+    return {case: [first_and_end(report, who, ["-c", code])[1]]}
 
 
-def compare(peer: type[peers.Peer], rounds: int) -> dict[str, measure.Pairs]:
-    """Run the scripts of exadask and of a peer in turns; returns the times of both [s]."""
-    found: dict[str, measure.Pairs] = {"first result": [], "end": []}
-    with tempfile.TemporaryDirectory(prefix="bench-startup-") as folder:
-        script = Path(folder) / "script.py"
-        script.write_text(SCRIPT)
-
-        def once(subject: type[peers.Peer]) -> tuple[float, float]:
-            return first_and_end([sys.executable, str(script), subject.__name__])
-
-        for turn in range(rounds):
-            if turn % 2:
-                theirs, ours = once(peer), once(peers.Exadask)
-            else:
-                ours, theirs = once(peers.Exadask), once(peer)
-            found["first result"].append((ours[0], theirs[0]))
-            found["end"].append((ours[1], theirs[1]))
-    return found
-
-
-def duration(*arguments: str) -> float:
-    """Start this Python with arguments; returns the time to its end [s]."""
-    return first_and_end([sys.executable, *arguments])[1]
-
-
-def bare(report: measure.Report, rounds: int) -> None:
-    """Measure the import and the command line against a Python that does nothing."""
+def beside_bare_python(report: Report, case: str, code: str, rounds: int) -> None:
+    """Compare a line of Python with one that does nothing."""
     pairs = measure.interleaved(
-        lambda: duration("-c", "import exadask"), lambda: duration("-c", "pass"), rounds
-    )
-    report.rows.append(row("bare Python", "import exadask", pairs))
-    extra = statistics.median([ours - theirs for ours, theirs in pairs])
-    report.bars.append(measure.Bar(what="import exadask [s]", value=extra, limit=IMPORT_LIMIT_S))
-    if importlib.util.find_spec(CLI) is None:
-        report.notes.append(f"exadask --help: {CLI} is absent, so not measured")
-        return
-    pairs = measure.interleaved(
-        lambda: duration("-c", f"from {CLI} import main; main(['--help'])"),
-        lambda: duration("-c", "pass"),
+        functools.partial(python, report, "exadask", case, code),
+        functools.partial(python, report, BARE, case, "pass"),
         rounds,
     )
-    report.rows.append(row("bare Python", "exadask --help", pairs))
-    whole = statistics.median([ours for ours, _ in pairs])
-    report.bars.append(measure.Bar(what="exadask --help [s]", value=whole, limit=HELP_LIMIT_S))
+    contest.paired(report, BARE, pairs)
 
 
-def row(peer: str, what: str, pairs: measure.Pairs) -> dict[str, measure.Cell]:
-    """Make a line of the table."""
-    return {
-        "peer": peer,
-        "until": what,
-        "exadask": measure.Spread.of([ours for ours, _ in pairs]),
-        "peer's": measure.Spread.of([theirs for _, theirs in pairs]),
-        "exadask / peer": measure.ratio(pairs),
-    }
-
-
-def bench(options: measure.Options) -> measure.Report:
-    """Compare with every peer."""
+def bench(options: Options) -> Report:
+    """Compare with every peer that has single calls."""
     rounds = 1 if options.quick else 9
-    found, notes = peers.chosen(options)
-    report = measure.Report(title="from the start of the process [s]: median [p5 p95]", notes=notes)
-    for peer in found:
-        times = compare(peer, rounds)
-        for what, pairs in times.items():
-            report.rows.append(row(peers.title_of(peer), what, pairs))
-    bare(report, 2 * rounds)
+    report = Report(name="startup", title="from the start of a process")
+    for peer in peers.chosen(options, report, "submit"):
+        measure.progress(f"{report.name}: {peer.name} ...")
+        try:
+            pairs = measure.interleaved(
+                functools.partial(script, report, peers.Exadask),
+                functools.partial(script, report, peer),
+                rounds,
+            )
+            contest.paired(report, peer.name, pairs)
+        except SubjectFailed as failure:
+            failed(report, failure)
+    measure.progress(f"{report.name}: {BARE} ...")
+    try:
+        beside_bare_python(report, IMPORT, "import exadask", 2 * rounds)
+        code = "from exadask.cli.main import main; main(['--help'])"
+        beside_bare_python(report, HELP, code, 2 * rounds)
+    except SubjectFailed as failure:
+        failed(report, failure)
+    require_quick_start(report)
     return report
 
 
-if __name__ == "__main__":
-    measure.run(__doc__, bench)
+def require_quick_start(report: Report) -> None:
+    """State the bars for what was measured."""
+    line = report.line(IMPORT, BARE)
+    if line is not None:
+        extra_s = [ours - theirs for ours, theirs in zip(line.ours, line.theirs, strict=True)]
+        what = f"{IMPORT} more than {BARE}"
+        report.bars.append(Bar(what=what, value=statistics.median(extra_s), limit=IMPORT_LIMIT_S))
+    report.require(HELP, HELP_LIMIT_S)
