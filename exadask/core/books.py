@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from exadask.core.events import Place, Resume
+from exadask.core.events import Resume
 from exadask.core.ledger import NodeId, ShareId
 from exadask.core.node import Held, HeldState, Node
 from exadask.core.nodes import NodeIndex
@@ -63,7 +63,6 @@ class Books:
             if node.reserved_for is not None
         }
         assert reserving == reserved, "the nodes and the reservations disagree"
-        assert all(cls in self.queue.urgent for cls in reserved.values()), "reserved, not urgent"
 
     def tick(self, now: float) -> float:
         """Note the time, which never runs backwards; return it."""
@@ -114,6 +113,13 @@ class Books:
             has_gained = has_gained or node.reserved_start > before
         self.nodes.update(node, has_gained=has_gained)
 
+    def reserve(self, cls: TaskClass, node: Node, now: float) -> None:
+        """Keep a node for the head of a class; nobody else is placed there."""
+        cls.reserved, cls.reserved_since = node.name, now
+        node.reserved_for = cls
+        node.reserved_start = node.earliest_start(cls, now)
+        self.nodes.update(node, has_gained=False)
+
     def drop_reservation(self, cls: TaskClass | None) -> None:
         """End the reservation of a class, if it has one; its node opens."""
         if cls is None or cls.reserved is None:
@@ -124,9 +130,9 @@ class Books:
         self.has_news = True
         self.changed(node, has_gained=True)
 
-    def resume(self) -> list[Place | Resume]:
+    def resume(self) -> list[Resume]:
         """Give lent shares back that are wanted, on each node in the order of asking."""
-        resumed: list[Place | Resume] = [
+        resumed = [
             Resume(share=self.held[share_id].share)
             for share_id in self.confirm
             if share_id in self.held and self.held[share_id].state is HeldState.HELD

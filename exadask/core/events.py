@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TypeAlias
 
 from exadask.core.ledger import NodeId, Share, TaskId
 from exadask.resources import NodeShape, Resources
 
 __all__ = [
+    "NOWHERE",
     "Cancel",
     "ClosePool",
     "Command",
@@ -22,7 +24,12 @@ __all__ = [
     "Step",
     "Submit",
     "WaitingTask",
+    "Yield",
 ]
+
+
+NOWHERE: Mapping[NodeId, int] = MappingProxyType({})
+"""The `WaitingTask.locality` of a task without inputs; one object for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,16 +55,19 @@ class WaitingTask:
         Whether it must be the only task on its node, because it is suspected of killing nodes.
     pool : str, optional
         The only pool whose nodes may run it. None: any.
+    is_bundle : bool
+        Whether it makes many short calls, so that it can be asked to end before the next one.
     """
 
     task: TaskId
     request: Resources
     priority: tuple[int, ...]
-    locality: Mapping[NodeId, int] = field(default_factory=dict)
+    locality: Mapping[NodeId, int] = field(default_factory=lambda: NOWHERE)
     warm_key: str | None = None
     allowed: frozenset[NodeId] | None = None
     alone: bool = False
     pool: str | None = None
+    is_bundle: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +139,14 @@ class Resume:
     """A task that wanted its lent share back has it, with new core ids, and goes on."""
 
     share: Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Yield:
+    """Ask a bundle to end before its next call, and so to make room for a task that waits."""
+
+    share: Share
+    for_task: TaskId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

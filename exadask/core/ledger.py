@@ -7,6 +7,7 @@ integer with a bit per core, so that choosing, taking and giving back are a few 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NewType
 
 from exadask.errors import InvalidTransition
@@ -17,6 +18,9 @@ __all__ = ["Ledger", "NodeId", "Share", "ShareId", "TaskId"]
 NodeId = NewType("NodeId", str)
 TaskId = NewType("TaskId", str)
 ShareId = NewType("ShareId", int)
+
+_N_CACHED = 10_000
+"""Of how many sets of cores a shape remembers the ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,52 @@ class _Debt:
     memory_bytes: int = 0
 
 
+class _Layout:
+    """What all nodes of a shape have in common: which bit is which core, and what is near what."""
+
+    __slots__ = ("_ids", "all_cores", "bit_of_core", "core_of_bit", "gpu_index", "groups", "near")
+
+    def __init__(self, shape: NodeShape) -> None:
+        self.core_of_bit = tuple(sorted(shape.core_ids))
+        self.bit_of_core = {core: 1 << index for index, core in enumerate(self.core_of_bit)}
+        self.all_cores = (1 << shape.cores) - 1
+        self.groups = self._numa_masks(shape)
+        self.near = tuple(self._mask(cores) for cores in shape.gpu_cores)
+        self.gpu_index = {gpu: index for index, gpu in enumerate(shape.gpu_ids)}
+        self._ids: dict[int, tuple[int, ...]] = {}
+
+    def ids(self, mask: int) -> tuple[int, ...]:
+        """Return the core ids of a mask, lowest first; the same few masks come again and again."""
+        found = self._ids.get(mask)
+        if found is None:
+            if len(self._ids) >= _N_CACHED:
+                self._ids.clear()
+            found = self._ids[mask] = tuple(
+                core for index, core in enumerate(self.core_of_bit) if mask >> index & 1
+            )
+        return found
+
+    def _mask(self, cores: tuple[int, ...]) -> int:
+        mask = 0
+        for core in cores:
+            mask |= self.bit_of_core.get(core, 0)
+        return mask
+
+    def _numa_masks(self, shape: NodeShape) -> tuple[int, ...]:
+        """Disjoint masks that cover all cores, whatever the shape states."""
+        masks, rest = [], self.all_cores
+        for group in shape.numa:
+            mask = self._mask(group) & rest
+            rest &= ~mask
+            masks.append(mask)
+        return tuple(mask for mask in (*masks, rest) if mask)
+
+
+@lru_cache(maxsize=256)
+def _layout_of(shape: NodeShape) -> _Layout:
+    return _Layout(shape)
+
+
 class Ledger:
     """One node's books.
 
@@ -88,18 +138,15 @@ class Ledger:
     """
 
     __slots__ = (
-        "_bit_of_core",
-        "_core_of_bit",
         "_debt_of",
         "_free_cores",
         "_free_mask",
         "_free_memory",
         "_free_units",
-        "_gpu_index",
-        "_groups",
         "_held",
+        "_layout",
         "_lent",
-        "_near",
+        "_mask_of",
         "_owed_cores",
         "_owed_memory",
         "_owed_units",
@@ -109,16 +156,13 @@ class Ledger:
 
     def __init__(self, node: NodeId, shape: NodeShape) -> None:
         self.node, self.shape = node, shape
-        self._core_of_bit = tuple(sorted(shape.core_ids))
-        self._bit_of_core = {core: 1 << index for index, core in enumerate(self._core_of_bit)}
-        self._free_mask = (1 << shape.cores) - 1
+        self._layout = _layout_of(shape)
+        self._free_mask = self._layout.all_cores
         self._free_cores = shape.cores
-        self._groups = self._numa_masks()
-        self._near = tuple(self._mask(cores) for cores in shape.gpu_cores)
-        self._gpu_index = {gpu: index for index, gpu in enumerate(shape.gpu_ids)}
         self._free_units = [GPU_UNIT] * shape.gpus
         self._free_memory = shape.memory_bytes
         self._held: dict[ShareId, Share] = {}
+        self._mask_of: dict[ShareId, int] = {}
         self._lent: dict[ShareId, Share] = {}  # as it was before, for the GPU ids
         self._debt_of: dict[ShareId, _Debt] = {}
         self._owed_cores = self._owed_units = self._owed_memory = 0
@@ -167,16 +211,16 @@ class Ledger:
         if not self.can_fit(request):
             return None
         gpus = self._choose_gpus(request) if request.gpu_units else ()
-        return self._hold(
-            Share(
-                share_id=share_id,
-                node=self.node,
-                task=task,
-                cores=self._choose_cores(request.cores, gpus),
-                gpus=gpus,
-                memory_bytes=request.memory_bytes or 0,
-            )
+        mask = self._choose_cores(request.cores, gpus)
+        share = Share(
+            share_id=share_id,
+            node=self.node,
+            task=task,
+            cores=self._layout.ids(mask),
+            gpus=gpus,
+            memory_bytes=request.memory_bytes or 0,
         )
+        return self._hold(share, mask)
 
     def overdraw(self, task: TaskId, request: Resources, share_id: ShareId) -> Share:
         """Book a task that runs here whether there is room or not.
@@ -195,16 +239,16 @@ class Ledger:
             memory_bytes=(request.memory_bytes or 0) - memory_bytes,
         )
         self._set_debt(share_id, debt)
-        return self._hold(
-            Share(
-                share_id=share_id,
-                node=self.node,
-                task=task,
-                cores=self._choose_cores(n_cores, gpus),
-                gpus=gpus,
-                memory_bytes=memory_bytes,
-            )
+        mask = self._choose_cores(n_cores, gpus)
+        share = Share(
+            share_id=share_id,
+            node=self.node,
+            task=task,
+            cores=self._layout.ids(mask),
+            gpus=gpus,
+            memory_bytes=memory_bytes,
         )
+        return self._hold(share, mask)
 
     def release(self, share: Share) -> None:
         """Take back all that a task holds, lent or not.
@@ -265,25 +309,28 @@ class Ledger:
         if before is None:
             raise InvalidTransition(f"share {share_id}", "reclaim", "not lent")
         gpus_are_free = all(
-            self._free_units[self._gpu_index[gpu]] >= units for gpu, units in before.gpus
+            self._free_units[self._layout.gpu_index[gpu]] >= units for gpu, units in before.gpus
         )
         if cores > self.free_cores or not gpus_are_free:
             return None
         del self._lent[share_id]
         self._free_memory += before.memory_bytes
-        return self._hold(replace(before, cores=self._choose_cores(cores, before.gpus)))
+        mask = self._choose_cores(cores, before.gpus)
+        return self._hold(replace(before, cores=self._layout.ids(mask)), mask)
 
     def check(self) -> None:
         """Assert that the books are right; for tests."""
         held = [core for share in self._held.values() for core in share.cores]
-        free = self._ids(self._free_mask)
+        free = self._layout.ids(self._free_mask)
         assert len(held) == len(set(held)), f"{self.node}: a core was given twice: {held}"
-        assert sorted([*held, *free]) == list(self._core_of_bit), f"{self.node}: cores leaked"
+        assert sorted([*held, *free]) == list(self._layout.core_of_bit), (
+            f"{self.node}: cores leaked"
+        )
         assert self._free_cores == len(free), f"{self.node}: free cores miscounted"
         units = [GPU_UNIT] * self.shape.gpus
         for share in self._held.values():
             for gpu, used in share.gpus:
-                units[self._gpu_index[gpu]] -= used
+                units[self._layout.gpu_index[gpu]] -= used
         assert units == self._free_units, f"{self.node}: GPUs leaked"
         assert all(0 <= free <= GPU_UNIT for free in units), f"{self.node}: a GPU was given twice"
         used_bytes = sum(share.memory_bytes for share in self._held.values())
@@ -291,25 +338,27 @@ class Ledger:
         assert self._owed_cores == sum(debt.cores for debt in self._debt_of.values())
         assert self._owed_units == sum(debt.gpu_units for debt in self._debt_of.values())
         assert self._owed_memory == sum(debt.memory_bytes for debt in self._debt_of.values())
+        masks = {share_id: self._layout.ids(mask) for share_id, mask in self._mask_of.items()}
+        active = self._held.keys() - self._lent.keys()
+        assert masks == {share_id: self._held[share_id].cores for share_id in active}, self.node
         assert self._lent.keys() | self._debt_of.keys() <= self._held.keys(), self.node
 
-    def _hold(self, share: Share) -> Share:
+    def _hold(self, share: Share, mask: int) -> Share:
         self._held[share.share_id] = share
-        for core in share.cores:
-            self._free_mask ^= self._bit_of_core[core]
+        self._mask_of[share.share_id] = mask
+        self._free_mask ^= mask
         self._free_cores -= len(share.cores)
         for gpu, units in share.gpus:
-            self._free_units[self._gpu_index[gpu]] -= units
+            self._free_units[self._layout.gpu_index[gpu]] -= units
         self._free_memory -= share.memory_bytes
         return share
 
     def _give_back(self, share: Share) -> None:
         """Free the cores and GPUs of a share, not its memory."""
-        for core in share.cores:
-            self._free_mask |= self._bit_of_core[core]
+        self._free_mask |= self._mask_of.pop(share.share_id, 0)  # nothing if it is lent
         self._free_cores += len(share.cores)
         for gpu, units in share.gpus:
-            self._free_units[self._gpu_index[gpu]] += units
+            self._free_units[self._layout.gpu_index[gpu]] += units
 
     def _set_debt(self, share_id: ShareId, debt: _Debt) -> None:
         before = self._debt_of.pop(share_id, _Debt())
@@ -336,65 +385,45 @@ class Ledger:
             )
             return ((self.shape.gpu_ids[index], units),)
         untouched = [index for index in range(len(free)) if free[index] == GPU_UNIT]
-        if self._near:
+        near = self._layout.near
+        if near:
             untouched.sort(
-                key=lambda index: (
-                    -min(request.cores, (self._near[index] & self._free_mask).bit_count())
-                )
+                key=lambda index: -min(request.cores, (near[index] & self._free_mask).bit_count())
             )
         n_gpus = -(-units // GPU_UNIT)
         return tuple((self.shape.gpu_ids[index], GPU_UNIT) for index in sorted(untouched[:n_gpus]))
 
-    def _choose_cores(self, n_cores: int, gpus: tuple[tuple[str, int], ...]) -> tuple[int, ...]:
-        """Choose core ids; the caller knows that there are enough."""
-        free, near = self._free_mask, 0
-        if self._near:
+    def _choose_cores(self, n_cores: int, gpus: tuple[tuple[str, int], ...]) -> int:
+        """Choose cores; the caller knows that there are enough."""
+        free, near, layout = self._free_mask, 0, self._layout
+        if n_cores == self._free_cores:
+            return free
+        if layout.near:
             for gpu, _ in gpus:
-                near |= self._near[self._gpu_index[gpu]]
+                near |= layout.near[layout.gpu_index[gpu]]
         near &= free
         n_near = near.bit_count()
         if n_near >= n_cores:
-            return self._ids(self._compact(near, n_cores))
-        return self._ids(near | self._compact(free & ~near, n_cores - n_near))
+            return self._compact(near, n_cores)
+        return near | self._compact(free & ~near, n_cores - n_near)
 
     def _compact(self, free: int, n_cores: int) -> int:
         """Choose `n_cores` bits of `free` from one NUMA group, or from as few as possible."""
         if n_cores == 0:
             return 0
         best, best_count, widest, widest_count = 0, 0, 0, 0
-        for group in self._groups:
+        for group in self._layout.groups:
             here = free & group
             count = here.bit_count()
             if count > widest_count:
                 widest, widest_count = here, count
             if count >= n_cores and (best_count == 0 or count < best_count):
                 best, best_count = here, count
+        if best_count == n_cores:
+            return best
         if best_count:
             return _lowest(best, n_cores)
         return widest | self._compact(free & ~widest, n_cores - widest_count)
-
-    def _ids(self, mask: int) -> tuple[int, ...]:
-        ids = []
-        while mask:
-            low = mask & -mask
-            ids.append(self._core_of_bit[low.bit_length() - 1])
-            mask ^= low
-        return tuple(ids)
-
-    def _mask(self, cores: tuple[int, ...]) -> int:
-        mask = 0
-        for core in cores:
-            mask |= self._bit_of_core.get(core, 0)
-        return mask
-
-    def _numa_masks(self) -> tuple[int, ...]:
-        """Disjoint masks that cover all cores, whatever the shape states."""
-        masks, rest = [], self._free_mask
-        for group in self.shape.numa:
-            mask = self._mask(group) & rest
-            rest &= ~mask
-            masks.append(mask)
-        return tuple(mask for mask in (*masks, rest) if mask)
 
 
 def _lowest(mask: int, n_bits: int) -> int:

@@ -6,12 +6,12 @@ import math
 from collections import deque
 from enum import Enum
 
-from exadask.core.ledger import Ledger, NodeId, Share, ShareId
+from exadask.core.ledger import Ledger, NodeId, Share, ShareId, TaskId
 from exadask.core.queue import TaskClass
 from exadask.errors import InvalidTransition
 from exadask.resources import GPU_UNIT, NodeShape, Resources
 
-__all__ = ["Held", "HeldState", "Node"]
+__all__ = ["Held", "HeldState", "Node", "units_fit"]
 
 
 class HeldState(Enum):
@@ -31,14 +31,49 @@ _NEXT_STATES = {
 
 
 class Held:
-    """A share, and what the node knows about the task that holds it."""
+    """A share, and what the node knows about the task that holds it.
 
-    __slots__ = ("alone", "ends_at", "is_charged", "node", "request", "share", "state")
+    Attributes
+    ----------
+    is_bundle : bool
+        Whether it may be asked to yield.
+    priority : int
+        Its user priority; smaller goes first.
+    is_asked : bool
+        Whether it was asked to yield.
+    promised_to : TaskId or None
+        The waiting task for which it was.
+    """
+
+    __slots__ = (
+        "alone",
+        "ends_at",
+        "is_asked",
+        "is_bundle",
+        "is_charged",
+        "node",
+        "priority",
+        "promised_to",
+        "request",
+        "share",
+        "state",
+    )
 
     def __init__(
-        self, share: Share, request: Resources, node: Node, *, now: float, alone: bool = False
+        self,
+        share: Share,
+        request: Resources,
+        node: Node,
+        *,
+        now: float,
+        alone: bool = False,
+        is_bundle: bool = False,
+        priority: int = 0,
     ) -> None:
         self.share, self.request, self.node, self.alone = share, request, node, alone
+        self.is_bundle, self.priority = is_bundle, priority
+        self.is_asked = False
+        self.promised_to: TaskId | None = None
         self.ends_at = math.inf if request.time_s is None else now + request.time_s
         self.state = HeldState.HELD
         self.is_charged = False
@@ -70,9 +105,11 @@ class Node:
         "bit",
         "bucket",
         "ends_at",
+        "gpu_level",
         "is_paused",
         "ledger",
         "lent_memory_bytes",
+        "memory_level",
         "n_active",
         "name",
         "pool",
@@ -94,7 +131,7 @@ class Node:
     ) -> None:
         self.name, self.ledger, self.ends_at, self.pool = name, Ledger(name, shape), ends_at, pool
         self.slot, self.bit = slot, 1 << slot
-        self.bucket = 0
+        self.bucket = self.gpu_level = self.memory_level = 0
         self.is_paused = False
         self.shares: dict[ShareId, Held] = {}
         self.n_active = self.lent_memory_bytes = 0
@@ -168,7 +205,7 @@ class Node:
             if (
                 cores >= request.cores
                 and memory >= (request.memory_bytes or 0)
-                and _units_fit(list(units.values()), request.gpu_units)
+                and units_fit(list(units.values()), request.gpu_units)
             ):
                 return start
         return math.inf
@@ -209,7 +246,8 @@ class Node:
             self.wanted.remove(held.share.share_id)
 
 
-def _units_fit(units: list[int], asked: int) -> bool:
+def units_fit(units: list[int], asked: int) -> bool:
+    """Whether so much of each GPU is enough for a request [1/1000 GPU]."""
     if asked >= GPU_UNIT:
         return units.count(GPU_UNIT) * GPU_UNIT >= asked
     return asked == 0 or max(units, default=0) >= asked

@@ -14,6 +14,7 @@ from exadask.core.events import Offer, WaitingTask
 from exadask.core.ledger import NodeId
 from exadask.core.node import HeldState, Node
 from exadask.core.queue import Scale, TaskClass
+from exadask.core.room import RoomIndex
 from exadask.errors import InvalidTransition
 from exadask.resources import GPU_UNIT, NodeShape, Resources
 
@@ -49,6 +50,8 @@ class NodeIndex:
         Changes when a node joins or leaves.
     scale : Scale
         The largest node in each resource.
+    room : RoomIndex
+        The nodes by what else they have free, and by when they end.
     """
 
     def __init__(self) -> None:
@@ -56,6 +59,7 @@ class NodeIndex:
         self.open = self.fresh = self.version = 0
         self.buckets: list[int] = [0]
         self.scale = Scale()
+        self.room = RoomIndex()
         self._idle = self._gpu = self._reserved = 0
         self._pools: dict[str, int] = {}
         self._by_slot: list[Node | None] = []
@@ -94,6 +98,7 @@ class NodeIndex:
         if shape.gpu_ids:
             self._gpu |= node.bit
         self.buckets[0] |= node.bit
+        self.room.add(node)
         self.version += 1
         self._fitting.clear()
         self.update(node, has_gained=True)
@@ -119,6 +124,7 @@ class NodeIndex:
             if not self._pools[node.pool]:
                 del self._pools[node.pool]
         self.buckets[node.bucket] &= keep
+        self.room.remove(node)
         self.open &= keep
         self.fresh &= keep
         self._idle &= keep
@@ -135,6 +141,7 @@ class NodeIndex:
             self.buckets[node.bucket] ^= bit
             self.buckets[free] |= bit
             node.bucket = free
+        self.room.update(node)
         is_open = node.is_open
         is_reserved = node.reserved_for is not None
         if bool(self.open & bit) != (is_open and not is_reserved):
@@ -201,8 +208,8 @@ class NodeIndex:
     def expect(self, offers: Sequence[Offer]) -> None:
         """Note which nodes may still join."""
         before, self._offers = self._offers, tuple(offers)
-        if [(one.shape, one.is_near) for one in before] != [
-            (one.shape, one.is_near) for one in self._offers
+        if [(one.shape, one.walltime_s, one.is_near) for one in before] != [
+            (one.shape, one.walltime_s, one.is_near) for one in self._offers
         ]:
             self.version += 1
             self.fresh |= self._gpu  # they may be open to more tasks now
@@ -223,6 +230,28 @@ class NodeIndex:
             usable |= self._reserved  # `can_take` looks at the times
         return usable & self._idle if cls.alone else usable
 
+    def capacity(self, request: Resources, pool: str | None) -> int:
+        """Say how many tasks like this the nodes could run at once, were they empty."""
+        among = -1 if pool is None else self._pools.get(pool, 0)
+        return sum(
+            _count_fitting(self._shape_of_kind[kind], request) * (mask & among).bit_count()
+            for kind, mask in self._kinds.items()
+        )
+
+    def with_room(self, cls: TaskClass, now: float) -> int:
+        """Return usable nodes, among them all that have GPUs, memory and time for a class."""
+        usable, request = self.usable(cls), cls.request
+        if request.time_s is not None:
+            usable &= self.room.lasting(request, now)
+        if request.gpu_units or request.memory_bytes:
+            usable &= self.room.with_room(request)
+        return usable
+
+    def able(self, request: Resources, pool: str | None, now: float) -> bool:
+        """Whether a node could run a request if it were empty, in the time that is left to it."""
+        candidates = self.fitting(request, pool) & self.room.lasting(request, now)
+        return any(node.has_time(request, now) for node in self.members(candidates))
+
     def most_free(self, among: int, at_most: int) -> int:
         """Return the most free cores that any open node, or one with a reservation, has [cores]."""
         mask = (self.open | self._reserved) & among
@@ -238,7 +267,7 @@ class NodeIndex:
         """
         warm = self._warm.get(cls.warm_key, 0) if cls.warm_key is not None else 0
         for part in (warm, -1) if warm else (-1,):
-            mask = cls.hope & self.usable(cls) & part
+            mask = cls.hope & self.with_room(cls, now) & part
             if not mask:
                 continue
             node = self._most_local(cls, task, mask, now) if task.locality else None
@@ -250,7 +279,7 @@ class NodeIndex:
     def node_to_reserve(self, cls: TaskClass, now: float) -> Node | None:
         """Choose the open node where a class can start soonest; then that with most free cores."""
         best, best_start, n_looked_at = None, math.inf, 0
-        mask = self.runnable(cls) & self.open
+        mask = self.runnable(cls) & self.open & self.room.lasting(cls.request, now)
         for free in range(len(self.buckets) - 1, -1, -1):
             bucket = self.buckets[free] & mask
             while bucket and n_looked_at < _N_RESERVABLE:
@@ -299,6 +328,7 @@ class NodeIndex:
         for pool in {node.pool for node in self.by_id.values()} | self._pools.keys():
             mask = sum(node.bit for node in self.by_id.values() if node.pool == pool)
             assert pool is None or self._pools.get(pool) == mask, f"nodes of pool {pool}"
+        self.room.check(list(self.by_id.values()))
         known = sum(node.bit for node in self.by_id.values())
         assert not (self.open | self.fresh | self._idle | self._gpu | self._reserved) & ~known
 
@@ -346,6 +376,20 @@ class NodeIndex:
                     bucket ^= node.bit
                     cls.hope &= ~node.bit
         return None
+
+
+def _count_fitting(shape: NodeShape, request: Resources) -> int:
+    """Say how many tasks like this fit on an empty node of this shape."""
+    if not shape.fits(request):
+        return 0
+    limits = [shape.cores // request.cores]
+    if request.memory_bytes:
+        limits.append(shape.memory_bytes // request.memory_bytes)
+    if request.gpu_units >= GPU_UNIT:
+        limits.append(shape.gpus * GPU_UNIT // request.gpu_units)
+    elif request.gpu_units:
+        limits.append(shape.gpus * (GPU_UNIT // request.gpu_units))
+    return min(limits)
 
 
 def _kind(shape: NodeShape) -> _Kind:

@@ -38,15 +38,16 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from exadask.core.books import Books
-from exadask.core.events import Demand, Offer, Place, Resume, WaitingTask
+from exadask.core.events import Demand, Offer, Place, Resume, WaitingTask, Yield
 from exadask.core.explain import explain_held, explain_waiting
 from exadask.core.ledger import NodeId, ShareId, TaskId
 from exadask.core.node import Held, HeldState, Node
 from exadask.core.prospects import check_possible, hopeless
-from exadask.core.queue import Rank, TaskClass
+from exadask.core.queue import Rank, TaskClass, user_priority
+from exadask.core.yielding import Yielding
 from exadask.resources import NodeShape, Resources
 
-__all__ = ["Demand", "Offer", "Place", "Placement", "Resume", "WaitingTask"]
+__all__ = ["Demand", "Offer", "Place", "Placement", "Resume", "WaitingTask", "Yield"]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -55,7 +56,7 @@ class _Round:
 
     number: int
     now: float
-    commands: list[Place | Resume]
+    commands: list[Place | Resume | Yield]
     fresh: int = 0
     passed: list[TaskClass] = field(default_factory=list)  # blocked, and not overtaken yet
     progressed: set[TaskClass] = field(default_factory=set)
@@ -94,6 +95,7 @@ class Placement:
         self._reserve_after_s = reserve_after_s
         self._books = Books()
         self._nodes, self._queue = self._books.nodes, self._books.queue
+        self._yielding = Yielding(self._books)
         self._n_rounds = 0
 
     @property
@@ -161,7 +163,8 @@ class Placement:
         changed = self._nodes.by_id.get(node)
         if changed is None:
             return
-        was_at, changed.ends_at = changed.ends_at, math.inf if ends_at is None else ends_at
+        was_at = changed.ends_at
+        self._nodes.room.set_end(changed, math.inf if ends_at is None else ends_at)
         cls, start = changed.reserved_for, changed.reserved_start
         start = self._books.now if start == math.inf else max(self._books.now, start)
         if cls is not None and not changed.has_time(cls.request, start):
@@ -181,7 +184,8 @@ class Placement:
         if gone is None:
             return []
         self._books.drop_reservation(gone.reserved_for)
-        for share_id in gone.shares:
+        for share_id, held in gone.shares.items():
+            self._yielding.leave(held)
             del self._books.held[share_id]
         self._books.wanted.pop(node, None)
         self._nodes.remove(gone)
@@ -236,6 +240,7 @@ class Placement:
     def withdraw(self, task_id: TaskId) -> None:
         """Forget a waiting task; nothing happens if it does not wait."""
         self._books.drop_reservation(self._queue.discard(task_id))
+        self._yielding.forget(task_id)
 
     def waiting(self, task_id: TaskId) -> bool:
         """Whether a task waits."""
@@ -255,6 +260,7 @@ class Placement:
         if held is None:
             return
         node = held.node
+        self._yielding.leave(held)
         del self._books.held[share_id]
         node.ledger.release(held.share)
         node.remove(held)
@@ -273,6 +279,7 @@ class Placement:
         if held is None or held.state is HeldState.LENT:
             return
         if held.state is HeldState.HELD:
+            self._yielding.leave(held)
             held.node.ledger.lend(share_id)
         self._books.enter(held, HeldState.LENT)
         self._books.changed(held.node, has_gained=True)
@@ -317,25 +324,27 @@ class Placement:
 
     # -- decisions --------------------------------------------------------------------------
 
-    def dispatch(self, now: float) -> list[Place | Resume]:
-        """Decide what starts now.
+    def dispatch(self, now: float) -> list[Place | Resume | Yield]:
+        """Decide what starts now, and which bundles are asked to end.
 
         Returns
         -------
-        list of Place or Resume
+        list of Place, Resume or Yield
             To be performed in this order; the books have them already.
         """
         now = self._books.tick(now)
         self._n_rounds += 1
-        round_ = _Round(number=self._n_rounds, now=now, commands=self._books.resume())
+        resumed = self._books.resume()
+        round_ = _Round(number=self._n_rounds, now=now, commands=[*resumed])
+        for command in resumed:
+            self._yielding.enter(self._books.held[command.share.share_id])
         if self._queue.promote(now, self._reserve_after_s):
             self._books.has_news = True
-        if not (self._books.has_news or self._nodes.fresh or self._queue.unsettled):
-            return round_.commands
-        self._books.has_news = False
-        self._serve_urgent(round_)
-        self._serve_all(round_)
-        self._queue.mark_older(round_.latest_arrival, now, besides=round_.progressed)
+        if self._books.has_news or self._nodes.fresh or self._queue.unsettled:
+            self._serve(round_)
+        if self._yielding.settle() or self._nodes.fresh:
+            self._serve(round_)  # a reservation has ended, so that its node is open again
+        round_.commands += self._yielding.commands(now, round_.fresh)
         return round_.commands
 
     def next_deadline(self) -> float | None:
@@ -356,6 +365,10 @@ class Placement:
         are all tasks.
         """
         return hopeless(self._nodes, self._queue, self.offers, max(now, self._books.now))
+
+    def capacity(self, request: Resources, pool: str | None) -> int:
+        """Say how many tasks like this the connected nodes could run at once, were they empty."""
+        return self._nodes.capacity(request, pool)
 
     def idle_nodes(self) -> list[NodeId]:
         """Name the nodes where nothing is held, lent or reserved, in the order of joining."""
@@ -379,8 +392,16 @@ class Placement:
     def check(self) -> None:
         """Assert that the books are right; for tests."""
         self._books.check()
+        self._yielding.check()
 
     # -- a dispatch -------------------------------------------------------------------------
+
+    def _serve(self, round_: _Round) -> None:
+        """Place what there is room for."""
+        self._books.has_news = False
+        self._serve_urgent(round_)
+        self._serve_all(round_)
+        self._queue.mark_older(round_.latest_arrival, round_.now, besides=round_.progressed)
 
     def _serve_urgent(self, round_: _Round) -> None:
         """Place the heads of urgent classes, or reserve nodes for them."""
@@ -457,14 +478,22 @@ class Placement:
         round_.progressed.add(cls)
         self._queue.pop_head(cls)
         self._books.drop_reservation(cls)
-        self._books.book(Held(share, task.request, node, now=now, alone=task.alone))
+        self._yielding.forget(task.task)
+        held = Held(
+            share,
+            task.request,
+            node,
+            now=now,
+            alone=task.alone,
+            is_bundle=task.is_bundle,
+            priority=user_priority(task.priority),
+        )
+        self._books.book(held)
+        self._yielding.enter(held)
         return True
 
     def _reserve(self, cls: TaskClass, now: float) -> None:
         """Keep a node for a class, if one is left that can ever run it."""
         node = self._nodes.node_to_reserve(cls, now)
         if node is not None:
-            cls.reserved, cls.reserved_since = node.name, now
-            node.reserved_for = cls
-            node.reserved_start = node.earliest_start(cls, now)
-            self._nodes.update(node, has_gained=False)
+            self._books.reserve(cls, node, now)

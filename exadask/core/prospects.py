@@ -60,10 +60,7 @@ def check_possible(
     With neither nodes nor offers nothing is known, so that nothing is impossible.
     """
     request, pool = task.request, task.pool
-    candidates = nodes.fitting(request, pool)
-    if any(node.has_time(request, now) for node in nodes.members(candidates)):
-        return
-    if any(offer.fits(request, pool) for offer in offers):
+    if nodes.able(request, pool, now) or any(offer.fits(request, pool) for offer in offers):
         return
     connected = [
         Offer(pool=node.pool, shape=node.shape, walltime_s=max(0.0, node.ends_at - now))
@@ -111,4 +108,5 @@ def _has_hope(nodes: NodeIndex, offers: Sequence[Offer], cls: TaskClass, now: fl
     # Nodes that are still to come have new names, so that they cannot be among the allowed ones.
     if cls.allowed is None and any(offer.fits(cls.request, cls.pool) for offer in offers):
         return True
-    return any(node.has_time(cls.request, now) for node in nodes.members(nodes.runnable(cls)))
+    runnable = nodes.runnable(cls) & nodes.room.lasting(cls.request, now)
+    return any(node.has_time(cls.request, now) for node in nodes.members(runnable))

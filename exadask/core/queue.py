@@ -16,11 +16,11 @@ from exadask.core.ledger import NodeId, TaskId
 from exadask.errors import InvalidTransition
 from exadask.resources import Resources
 
-__all__ = ["ClassKey", "Scale", "TaskClass", "WaitingQueue"]
+__all__ = ["ClassKey", "Scale", "TaskClass", "WaitingQueue", "user_priority"]
 
 ClassKey: TypeAlias = tuple[Resources, "str | None", "frozenset[NodeId] | None", bool, "str | None"]
 Rank: TypeAlias = tuple[int, float, tuple[int, ...], int]
-HeapEntry: TypeAlias = tuple[tuple[int, ...], int, WaitingTask]
+HeapEntry: TypeAlias = "tuple[tuple[int, ...], int, WaitingTask, TaskClass]"
 
 
 class Scale(NamedTuple):
@@ -125,7 +125,7 @@ class WaitingQueue:
         self.overtaken: dict[TaskClass, float] = {}
         self.urgent: dict[TaskClass, float] = {}
         self._classes: dict[ClassKey, TaskClass] = {}
-        self._waiting: dict[TaskId, tuple[int, TaskClass]] = {}
+        self._waiting: dict[TaskId, HeapEntry] = {}  # the very entries of the heaps
         self._n_arrivals = 0
         self._scale = Scale()
         self._watch: list[tuple[int, int, TaskClass]] = []  # heads not overtaken, oldest first
@@ -139,7 +139,7 @@ class WaitingQueue:
 
     def class_of(self, task_id: TaskId) -> TaskClass:
         """Return the class of a waiting task."""
-        return self._waiting[task_id][1]
+        return self._waiting[task_id][3]
 
     def add(self, task: WaitingTask) -> None:
         """Queue a task.
@@ -158,8 +158,8 @@ class WaitingQueue:
             self.unsettled[cls] = None
         arrival = self._n_arrivals
         self._n_arrivals += 1
-        self._waiting[task.task] = (arrival, cls)
-        heappush(cls.heap, (task.priority, arrival, task))
+        entry = self._waiting[task.task] = (task.priority, arrival, task, cls)
+        heappush(cls.heap, entry)
         cls.n_tasks += 1
         if cls.arrival == arrival:
             self._rank_again(cls)
@@ -169,13 +169,13 @@ class WaitingQueue:
         """Forget a waiting task; return its class if that is empty now, and gone."""
         if task_id not in self._waiting:
             return None
-        _, cls = self._waiting.pop(task_id)
+        cls = self._waiting.pop(task_id)[3]
         cls.n_tasks -= 1
         return self._after_removal(cls)
 
     def pop_head(self, cls: TaskClass) -> None:
         """Remove the head of a class, because it was placed: the class made progress."""
-        _, _, task = heappop(cls.heap)
+        task = heappop(cls.heap)[2]
         del self._waiting[task.task]
         cls.n_tasks -= 1
         if cls.overtaken_since is not None:
@@ -233,14 +233,24 @@ class WaitingQueue:
 
     def tasks_before(self, task_id: TaskId) -> Iterator[tuple[WaitingTask, TaskClass]]:
         """Yield the tasks that go before this one, its own class included; O(waiting tasks)."""
-        arrival, own = self._waiting[task_id]
-        own_priority = next(entry[0] for entry in own.heap if entry[1] == arrival)
-        own_rank = (_user_priority(own_priority), -own.width, own_priority, arrival)
+        own_priority, arrival, _, own = self._waiting[task_id]
+        own_rank = (user_priority(own_priority), -own.width, own_priority, arrival)
         for _, cls in self.order[: bisect_left(self.order, (own_rank, own))]:
             for entry in cls.heap:
-                rank = (_user_priority(entry[0]), -cls.width, entry[0], entry[1])
+                rank = (user_priority(entry[0]), -cls.width, entry[0], entry[1])
                 if rank < own_rank and self._is_live(entry):
                     yield entry[2], cls
+
+    def first_tasks(self, cls: TaskClass, at_most: int) -> Iterator[WaitingTask]:
+        """Yield the first tasks of a class in order; the queue must not change meanwhile."""
+        frontier = [(cls.heap[0], 0)]
+        while frontier and at_most:
+            at_most -= 1
+            entry, index = heappop(frontier)
+            for child in range(2 * index + 1, min(2 * index + 3, len(cls.heap))):
+                heappush(frontier, (cls.heap[child], child))
+            if self._is_live(entry):
+                yield entry[2]
 
     def demand(self) -> list[Demand]:
         """Count the waiting tasks by what a new node must have; those served first come first."""
@@ -262,7 +272,7 @@ class WaitingQueue:
     def check(self) -> None:
         """Assert that the books are right; for tests."""
         counted = dict.fromkeys(self._classes.values(), 0)
-        for _, cls in self._waiting.values():
+        for *_, cls in self._waiting.values():
             counted[cls] += 1
         assert all(count == cls.n_tasks > 0 for cls, count in counted.items()), "class sizes"
         assert self.order == sorted((cls.rank, cls) for cls in counted), "order of classes"
@@ -279,8 +289,7 @@ class WaitingQueue:
         return 1.0 if alone else self._scale.width(request)
 
     def _is_live(self, entry: HeapEntry) -> bool:
-        waiting = self._waiting.get(entry[2].task)
-        return waiting is not None and waiting[0] == entry[1]
+        return self._waiting.get(entry[2].task) is entry
 
     def _after_removal(self, cls: TaskClass) -> TaskClass | None:
         """Bring a class up to date that lost a task; return it if it is empty now, and gone."""
@@ -328,10 +337,11 @@ def _is_current(entry: tuple[int, int, TaskClass]) -> bool:
     return entry[2].n_tasks > 0 and entry[2].watched == entry[0]
 
 
-def _user_priority(priority: tuple[int, ...]) -> int:
+def user_priority(priority: tuple[int, ...]) -> int:
+    """Return the part of a priority that counts strictly; smaller goes first."""
     return priority[0] if priority else 0
 
 
 def _rank(cls: TaskClass) -> Rank:
-    priority, arrival, _ = cls.heap[0]
-    return (_user_priority(priority), -cls.width, priority, arrival)
+    priority, arrival, *_ = cls.heap[0]
+    return (user_priority(priority), -cls.width, priority, arrival)

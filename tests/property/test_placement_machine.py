@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
 from exadask.core.node import HeldState, Node
-from exadask.core.placement import Offer, Place, Placement, WaitingTask
+from exadask.core.placement import Offer, Place, Placement, Resume, WaitingTask, Yield
 from exadask.core.queue import ClassKey
 from exadask.errors import ImpossibleRequest
 from exadask.resources import GPU_UNIT, NodeShape, Resources
@@ -58,6 +58,7 @@ class PlacementMachine(RuleBasedStateMachine):
         self.running: dict[ShareId, Share] = {}  # what is active
         self.lent: dict[ShareId, Share] = {}
         self.charged: dict[ShareId, NodeId] = {}
+        self.asked: set[ShareId] = set()  # to yield, ever
         self.ends_at: dict[NodeId, float] = {}
         self.pools: dict[NodeId, str | None] = {}
 
@@ -139,6 +140,7 @@ class PlacementMachine(RuleBasedStateMachine):
         local=st.dictionaries(st.sampled_from(NAMES), st.sampled_from([10, 10**5, 10**6])),
         copies=st.integers(1, 4),
         pool=st.sampled_from([None, None, None, "p", "q"]),
+        is_bundle=st.booleans(),
     )
     def submit(
         self,
@@ -150,6 +152,7 @@ class PlacementMachine(RuleBasedStateMachine):
         local: dict[NodeId, int],
         copies: int,
         pool: str | None,
+        is_bundle: bool,
     ) -> None:
         for _ in range(copies):
             self.n_tasks += 1
@@ -162,6 +165,7 @@ class PlacementMachine(RuleBasedStateMachine):
                 allowed=allowed,
                 alone=alone,
                 pool=pool,
+                is_bundle=is_bundle,
             )
             try:
                 self.core.submit(task, self.now)
@@ -172,6 +176,43 @@ class PlacementMachine(RuleBasedStateMachine):
                 is_known = self.core.nodes or self.core.offers
                 assert not is_known or self._could_run(task, is_late_too=True)
                 self.waiting[task.task] = task
+
+    @rule(
+        request=st.builds(
+            Resources,
+            cores=st.sampled_from([1, 1, 1, 2, 3]),
+            gpu_units=st.sampled_from([0, 0, 0, 250, 1000]),
+            memory_bytes=st.sampled_from([None, None, 100]),
+            time_s=st.sampled_from([None, None, 20.0]),
+        ),
+        priority=st.tuples(st.sampled_from([0, 1]), st.just(0)),
+        copies=st.sampled_from([4, 10]),
+    )
+    def crowd(self, request: Resources, priority: tuple[int, int], copies: int) -> None:
+        """Fill the nodes with bundles."""
+        self._submit_all(request, priority, copies, is_bundle=True)
+
+    @rule(request=requests, copies=st.integers(1, 3), after_s=st.sampled_from([0.0, 0.5]))
+    def press(self, request: Resources, copies: int, after_s: float) -> None:
+        """Submit what goes before all that runs."""
+        self._submit_all(request, (-2, 0), copies, is_bundle=False)
+        self.dispatch(after_s)
+
+    def _submit_all(
+        self, request: Resources, priority: tuple[int, int], copies: int, *, is_bundle: bool
+    ) -> None:
+        self.submit(
+            request=request,
+            priority=priority,
+            allowed=None,
+            warm_key=None,
+            alone=False,
+            local={},
+            copies=copies,
+            pool=None,
+            is_bundle=is_bundle,
+        )
+        self.dispatch(0.0)
 
     def _could_run(self, task: WaitingTask, *, is_late_too: bool = False) -> bool:
         """Whether a node or an offer could ever run a task, wherever it is allowed."""
@@ -201,6 +242,19 @@ class PlacementMachine(RuleBasedStateMachine):
                 self.running.pop(share_id, None)
                 self.lent.pop(share_id, None)
                 self.core.release(share_id)
+
+    @precondition(lambda self: self.asked & self.running.keys())
+    @rule(data=st.data(), n_shares=st.integers(1, 3), then_dispatch=st.booleans())
+    def end_early(self, data: st.DataObject, n_shares: int, then_dispatch: bool) -> None:
+        """Let bundles do what they were asked."""
+        for _ in range(n_shares):
+            left = sorted(self.asked & self.running.keys())
+            if left:
+                share_id = data.draw(st.sampled_from(left))
+                del self.running[share_id]
+                self.core.release(share_id)
+        if then_dispatch:
+            self.dispatch(0.0)
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -243,15 +297,19 @@ class PlacementMachine(RuleBasedStateMachine):
         }
         was_reserved = {name for name, node in nodes.items() if node.reserved_for is not None}
         placed: list[tuple[WaitingTask, Share]] = []
+        yields: dict[TaskId, list[Share]] = {}
         for command in self.core.dispatch(self.now):
             share = command.share
+            if isinstance(command, Yield):
+                yields.setdefault(command.for_task, []).append(share)
+                continue
             self._check_share(share)
             if isinstance(command, Place):
                 task = self._check_first_of_its_class(command.task)
                 self.tasks[share.share_id] = task
                 self._check_place(task, share)
                 placed.append((task, share))
-            else:
+            elif isinstance(command, Resume):
                 before = self.lent.pop(share.share_id)
                 assert before.gpus == share.gpus
                 assert len(before.cores) == len(share.cores)
@@ -259,8 +317,35 @@ class PlacementMachine(RuleBasedStateMachine):
         for task, share in placed:
             if share.node not in was_reserved and class_of(task) not in urgent:
                 self._check_no_better_one_waits(task, share, nodes[share.node])
+        for task_id, shares in yields.items():
+            self._check_yields(self.waiting[task_id], shares)
         deadline = self.core.next_deadline()
         assert deadline is None or deadline > self.now
+
+    def _check_yields(self, task: WaitingTask, shares: list[Share]) -> None:
+        """Bundles of lower priority are asked, once, and so many that the task will fit."""
+        (name,) = {share.node for share in shares}
+        node, request = self.core.nodes[name], task.request
+        assert not task.alone
+        assert node.has_time(request, self.now)
+        assert task.allowed is None or name in task.allowed
+        for share in shares:
+            bundle = self.tasks[share.share_id]
+            assert bundle.is_bundle
+            assert bundle.priority[0] > task.priority[0]
+            assert self.running[share.share_id] == share
+            assert share.share_id not in self.asked, "asked twice"
+            self.asked.add(share.share_id)
+        assert not node.ledger.can_fit(request), "asked for what is there"
+        coming = [
+            share
+            for share_id, share in self.running.items()
+            if share_id in self.asked and share.node == name
+        ]
+        cores = node.ledger.net_cores + sum(len(share.cores) for share in coming)
+        memory = node.ledger.free_memory_bytes + sum(share.memory_bytes for share in coming)
+        assert cores >= request.cores
+        assert memory >= (request.memory_bytes or 0)
 
     def _check_share(self, share: Share) -> None:
         """Nothing in a share is another's."""
