@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from exadask import errors
     from exadask.commands import CommandResult, command
-    from exadask.executor import Executor
+    from exadask.executor import Executor, broadcast
     from exadask.future import Future
     from exadask.pool import Pool
     from exadask.resources import NodeShape, Resources
@@ -31,6 +31,7 @@ __all__ = [
     "Task",
     "__version__",
     "as_completed",
+    "broadcast",
     "command",
     "errors",
     "task",
@@ -46,6 +47,7 @@ _HOME = {
     "Resources": "exadask.resources",
     "Task": "exadask.tasks",
     "as_completed": "exadask.waiting",
+    "broadcast": "exadask.executor",
     "command": "exadask.commands",
     "task": "exadask.tasks",
     "wait": "exadask.waiting",

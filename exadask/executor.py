@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import concurrent.futures
-import itertools
 import sys
 import threading
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from exadask import lifetime
 from exadask.core.events import Offer, WaitingTask
 from exadask.core.ledger import TaskId
 from exadask.core.nodes import NodeIndex
@@ -24,10 +22,12 @@ from exadask.errors import (
     NotSerializable,
 )
 from exadask.future import Future
+from exadask.mapped import Mapped
 from exadask.opening import Cluster, open_cluster, split_settings
-from exadask.packing import TaskPacker
+from exadask.packing import Kinds, TaskPacker, as_task
 from exadask.resources import NodeShape
-from exadask.runtime.job import Gateway, Submission
+from exadask.runtime.call import Call, Gateway
+from exadask.runtime.job import Kind
 from exadask.tasks import Task, TaskOptions
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_open: list[Executor] = []
 _nested: Executor | None = None
-_plain = TaskOptions()
 
 
 class Executor(concurrent.futures.Executor):
@@ -90,13 +88,12 @@ class Executor(concurrent.futures.Executor):
         attach: str | Path | None = None,
         **settings: Any,
     ) -> None:
-        _send_main_by_value()
+        lifetime.send_main_by_value()
         cluster = open_cluster(nodes, site=site, pools=pools, attach=attach, settings=settings)
         self._cluster: Cluster | None = cluster
         segment_bytes = split_settings(settings)[0].segment_bytes
-        self._adopt(cluster.gateway, segment_bytes)
-        _open.append(self)
-        _close_at_exit()
+        self._adopt(cluster.bundler, segment_bytes)
+        lifetime.opened(self)
 
     @classmethod
     def _of_task(cls, gateway: Gateway) -> Executor:
@@ -107,10 +104,10 @@ class Executor(concurrent.futures.Executor):
         return self
 
     def _adopt(self, gateway: Gateway, segment_bytes: int) -> None:
-        self._gateway, self._segment_bytes = gateway, segment_bytes
+        self._gateway = gateway
+        self._kinds = Kinds(segment_bytes)
         self._lock = threading.Lock()
         self._is_closed = False
-        self._unfinished: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
     # -- submitting -------------------------------------------------------------------------
 
@@ -138,7 +135,43 @@ class Executor(concurrent.futures.Executor):
         NotSerializable
             The callable or an argument cannot be sent to another process.
         """
-        return self.submit_task(_as_task(fn), args, kwargs)
+        return self.submit_task(fn, args, kwargs)
+
+    def broadcast(self, value: T) -> Future[T]:
+        """Keep a value in the cluster, for many calls that have it as an argument.
+
+        It is packed once, goes to each node once, and to the tasks there through shared memory. A
+        process unpacks it once for all calls, so that no call may change it; the memory of arrays
+        of a megabyte or more cannot be written to.
+
+        Parameters
+        ----------
+        value : object
+            Anything that can be pickled, without futures in it.
+
+        Returns
+        -------
+        Future
+            To be given as an argument; drop it, and the cluster does.
+
+        Raises
+        ------
+        NotSerializable
+            The value cannot be sent to another process.
+
+        Examples
+        --------
+        >>> with Executor() as ex:
+        ...     table = ex.broadcast(list(range(1000)))
+        ...     sum(ex.map(lambda table, i: table[i], [table] * 10, range(10)))
+        45
+        """
+        with self._lock:
+            self._check_open("broadcast a value")
+            call = self._kinds.data(value)
+            future: Future[T] = Future(self._gateway, call)
+            self._gateway.submit(call, future)
+        return future
 
     def options(self, **options: Any) -> Submitter:
         """Choose resources and more for the next calls, without a decorator.
@@ -157,23 +190,23 @@ class Executor(concurrent.futures.Executor):
         return Submitter(self, options)
 
     def submit_task(
-        self, task: Task[Any, T], args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        task: Task[Any, T] | Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Future[T]:
-        """Run a task; `Task.submit` calls this."""
-        self._check_open("submit a task")
-        self._check_possible(task)
-        return self._send(task, TaskPacker(task, self._segment_bytes), args, kwargs)
+        """Run a task, or another callable; `Task.submit` calls this."""
+        with self._lock:
+            self._check_open("submit a task")
+            return self._send(self._packer(task), args, kwargs)
 
     def map_task(
         self, task: Task[Any, T], iterables: Sequence[Iterable[Any]], *, progress: bool = False
     ) -> list[Future[T]]:
         """Run a task for each tuple of elements; `Task.map` calls this."""
-        self._check_open("submit tasks")
-        self._check_possible(task)
         if not iterables:
             raise InvalidRequest("map() got nothing to map over.", "Give it at least one iterable.")
-        packer = TaskPacker(task, self._segment_bytes)
-        futures = [self._send(task, packer, args, {}) for args in zip(*iterables)]  # noqa: B905  # as map does
+        futures = list(self._sent(task, zip(*iterables)))  # noqa: B905  # as map does
         if progress:
             from exadask.monitor.progress import follow
 
@@ -186,7 +219,8 @@ class Executor(concurrent.futures.Executor):
         /,
         *iterables: Iterable[Any],
         timeout: float | None = None,
-        chunksize: int = 1,
+        chunksize: int | None = None,
+        buffersize: int | None = None,
     ) -> Iterator[T]:
         """Give the results for each tuple of elements, in their order, as they come.
 
@@ -195,46 +229,71 @@ class Executor(concurrent.futures.Executor):
         fn : callable
             The function.
         *iterables : iterable
-            Its arguments; the shortest ends it. They are consumed at once.
+            Its arguments; the shortest ends it. Where all have a length they are consumed at once.
+            A generator is consumed as results are taken, so that millions of calls need no memory.
         timeout : float, optional
             How long to wait for all of it, from now [s].
-        chunksize : int
-            Calls per task.
+        chunksize : int, optional
+            Calls that travel together; see ``bundle`` of `exadask.task`.
+        buffersize : int, optional
+            How many calls may be submitted whose results have not been taken [calls]. By default
+            all that have a length; of others as many as keep the cluster busy.
 
         Raises
         ------
         TimeoutError
             A result was not there in time.
         ValueError
-            ``chunksize`` is less than one.
+            ``chunksize`` or ``buffersize`` is less than one.
         """
-        if not isinstance(chunksize, int) or chunksize < 1:
-            raise ValueError(f"chunksize={chunksize!r} is not valid: give a whole number >= 1.")
-        if chunksize == 1:
-            return super().map(fn, *iterables, timeout=timeout)
-        chunks = _chunks(zip(*iterables), chunksize)  # noqa: B905  # as map does
-        parts = super().map(_Chunk(fn), chunks, timeout=timeout)
-        return itertools.chain.from_iterable(parts)
+        for name, value in (("chunksize", chunksize), ("buffersize", buffersize)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r} is not valid: give a whole number >= 1.")
+        task = as_task(fn)
+        if chunksize is not None and chunksize > 1:
+            task = task.with_options(bundle=chunksize)
+        if buffersize is None and not all(isinstance(one, Sized) for one in iterables):
+            buffersize = self._gateway.window()
+        calls = self._calls(task, iterables)
+        return Mapped(self._gateway, calls, buffersize, timeout).results()
+
+    def _calls(self, task: Task[Any, Any], iterables: Sequence[Iterable[Any]]) -> Iterator[Call]:
+        """Give the calls of one task as they are asked for; its function is packed once."""
+        with self._lock:
+            self._check_open("submit tasks")
+            packer = self._packer(task)
+        arguments = zip(*iterables)  # noqa: B905  # as map does
+        return (packer.call(args, {}, self._input_of) for args in arguments)
+
+    def _sent(self, task: Task[Any, T], calls: Iterable[tuple[Any, ...]]) -> Iterator[Future[T]]:
+        """Submit calls of one task as they are asked for; its function is packed once."""
+        with self._lock:
+            self._check_open("submit tasks")
+            packer = self._packer(task)
+        for args in calls:
+            with self._lock:
+                self._check_open("submit a task")
+                future: Future[T] = self._send(packer, args, {})
+            yield future
+
+    def _packer(self, task: Any) -> TaskPacker:
+        packer = self._kinds.packer(task)
+        offers: Sequence[Offer] = getattr(self._gateway, "offers", ())
+        if offers and packer.possible_on is not offers:
+            self._check_possible(packer.kind, offers)
+            packer.possible_on = offers
+        return packer
 
     def _send(
-        self, task: Task[Any, T], packer: TaskPacker, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Future[T]:
-        job, futures = packer.job(args, kwargs)
-        submission = Submission(
-            job=job,
-            inputs=tuple(self._input_key(one, task.name) for one in futures),
-            priority=task.options.priority,
-            retries=task.options.retries,
-            pool=task.options.pool,
-        )
-        future: Future[T] = Future(self._gateway, job.key, task.name, task.options.request)
-        with self._lock:
-            self._check_open("submit a task")
-            self._unfinished.add(future)
-            self._gateway.submit(submission, future)
+        self, packer: TaskPacker, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        call = packer.call(args, kwargs, self._input_of)
+        future: Future[Any] = Future(self._gateway, call)
+        self._gateway.submit(call, future)
         return future
 
-    def _input_key(self, future: Any, name: str) -> str:
+    def _input_of(self, future: Any, name: str) -> Any:
+        """Give what the value of a future among the arguments comes from."""
         if isinstance(future, Future):
             if future._gateway is not self._gateway:
                 raise InvalidRequest(
@@ -242,27 +301,29 @@ class Executor(concurrent.futures.Executor):
                     "executor (perhaps one that is closed).",
                     "Pass its result() instead.",
                 )
-            return future.key
-        client = getattr(self._gateway, "client", None)
+            return future._call
+        client = self._client
         if client is None or future.client.scheduler.addr != client.scheduler.addr:
             raise InvalidRequest(
                 f"task {name!r} got the Dask future {future.key!r} of another cluster.",
                 "Pass its result() instead, or make it with Executor.client.",
             )
-        return future.key  # type: ignore[no-any-return]  # Dask's keys may also be tuples
+        return future
 
     def _check_open(self, what: str) -> None:
         if self._is_closed:
             raise ExecutorClosed(what)
 
-    def _check_possible(self, task: Task[Any, Any]) -> None:
-        offers: Sequence[Offer] = getattr(self._gateway, "offers", ())
-        if offers:
-            options = task.options
-            waiting = WaitingTask(
-                task=TaskId(task.name), request=options.request, priority=(), pool=options.pool
-            )
-            check_possible(NodeIndex(), offers, waiting, now=0.0)
+    @staticmethod
+    def _check_possible(kind: Kind, offers: Sequence[Offer]) -> None:
+        waiting = WaitingTask(
+            task=TaskId(kind.name), request=kind.request, priority=(), pool=kind.pool
+        )
+        check_possible(NodeIndex(), offers, waiting, now=0.0)
+
+    @property
+    def _client(self) -> Client | None:
+        return self._cluster.gateway.client if self._cluster is not None else None
 
     # -- the cluster ------------------------------------------------------------------------
 
@@ -276,7 +337,10 @@ class Executor(concurrent.futures.Executor):
             The executor has been shut down.
         """
         self._check_open("use its Dask client")
-        return self._gateway.client  # type: ignore[attr-defined]  # a DaskGateway's
+        client = self._client
+        if client is None:
+            raise InvalidRequest("a task has no Dask client of its own.", "Submit to its executor.")
+        return client
 
     @property
     def nodes(self) -> dict[str, NodeShape]:
@@ -346,7 +410,8 @@ class Executor(concurrent.futures.Executor):
                 "this executor has no pools: its cluster is in one process.",
                 'Open it with site="..." or pools=[...].',
             )
-        return self._gateway.ask(question, **arguments)  # type: ignore[attr-defined]  # a DaskGateway's
+        assert self._cluster is not None, "an executor with a run folder has a cluster"
+        return self._cluster.gateway.ask(question, **arguments)
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -364,26 +429,26 @@ class Executor(concurrent.futures.Executor):
             was_closed, self._is_closed = self._is_closed, True
         if was_closed or self._cluster is None:
             return
-        if self in _open:
-            _open.remove(self)
+        lifetime.closed(self)
         if cancel_futures:
-            for future in list(self._unfinished):
-                if not future.running():
-                    future.cancel()
+            for one in self._cluster.bundler.unfinished():
+                if not one.running():
+                    one.cancel()
         closing = threading.Thread(target=self._finish, name="exadask-shutdown")
         closing.start()
         if wait:
             closing.join()
 
     def _finish(self) -> None:
-        concurrent.futures.wait(list(self._unfinished))
         assert self._cluster is not None
+        self._cluster.bundler.wait_until_idle()
         self._cluster.close()
 
-    def _abandon(self) -> None:
+    def abandon(self) -> None:
         """End everything at once: the user wants out."""
-        for future in list(self._unfinished):
-            future.cancel()
+        assert self._cluster is not None
+        for one in self._cluster.bundler.unfinished():
+            one.cancel()
         self.shutdown()
 
     def __exit__(
@@ -393,7 +458,7 @@ class Executor(concurrent.futures.Executor):
         exc_tb: TracebackType | None,
     ) -> bool | None:
         if exc_type is not None and issubclass(exc_type, (KeyboardInterrupt, SystemExit)):
-            self._abandon()
+            self.abandon()
         else:
             self.shutdown()
         return None
@@ -423,18 +488,25 @@ class Submitter:
     def __init__(self, executor: Executor, options: Mapping[str, Any]) -> None:
         TaskOptions.parse(options)  # complain now, not at the first call
         self._executor, self._options = executor, dict(options)
+        self._last: tuple[Any, Task[Any, Any]] | None = None
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Run a callable as a task; see `Executor.submit`."""
-        task = _as_task(fn).with_options(**self._options)
-        return self._executor.submit_task(task, args, kwargs)
+        if self._last is None or self._last[0] is not fn:  # in a loop it is the same every time
+            self._last = fn, as_task(fn).with_options(**self._options)
+        return self._executor.submit_task(self._last[1], args, kwargs)
 
     def map(
         self, fn: Callable[..., T], /, *iterables: Iterable[Any], progress: bool = False
     ) -> list[Future[T]]:
         """Run a callable for each tuple of elements; see `Task.map`."""
-        task = _as_task(fn).with_options(**self._options)
+        task = as_task(fn).with_options(**self._options)
         return self._executor.map_task(task, iterables, progress=progress)
+
+
+def broadcast(value: T) -> Future[T]:
+    """Keep a value in the cluster of the active executor; see `Executor.broadcast`."""
+    return active_executor("broadcast").broadcast(value)
 
 
 def active_executor(name: str) -> Executor:
@@ -454,62 +526,7 @@ def active_executor(name: str) -> Executor:
 
             _nested = Executor._of_task(NestedGateway(link))
         return _nested
-    if not _open:
+    last = lifetime.last_opened()
+    if last is None:
         raise NoActiveExecutor(name)
-    return _open[-1]
-
-
-class _Chunk:
-    """Several calls in one task."""
-
-    def __init__(self, fn: Callable[..., Any]) -> None:
-        self.fn = fn
-        self.__name__ = getattr(fn, "__name__", "chunk")
-
-    def __call__(self, chunk: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return [self.fn(*args) for args in chunk]
-
-
-def _chunks(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    iterator = iter(items)
-    while chunk := tuple(itertools.islice(iterator, size)):
-        yield chunk
-
-
-def _as_task(fn: Any) -> Task[Any, Any]:
-    if isinstance(fn, Task):
-        return fn
-    if not callable(fn):
-        raise InvalidRequest(
-            f"submit() got {fn!r}, which cannot be called.",
-            "Give the function first and its arguments after it: submit(f, x), not submit(f(x)).",
-        )
-    return Task(fn, _plain)
-
-
-def _send_main_by_value() -> None:
-    """Treat the main module of a process that `multiprocessing` spawned like any other main."""
-    main = sys.modules.get("__mp_main__")
-    if main is not None:
-        import cloudpickle
-
-        cloudpickle.register_pickle_by_value(main)
-
-
-def _close_at_exit() -> None:
-    """Finish what was submitted before the interpreter goes, as the standard library does.
-
-    `atexit` comes too late: thread pools, Dask's among them, take no more work by then.
-    """
-    if not getattr(_close_all, "is_registered", False):
-        register = getattr(threading, "_register_atexit", atexit.register)
-        register(_close_all)
-        _close_all.is_registered = True  # type: ignore[attr-defined]  # once is enough
-
-
-def _close_all() -> None:
-    for executor in list(_open):
-        try:
-            executor.shutdown()
-        except KeyboardInterrupt:
-            executor._abandon()
+    return last

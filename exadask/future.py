@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeVar
 
 from exadask.errors import NotSerializable, RemoteError
 from exadask.resources import Resources
-from exadask.runtime.job import Failure, Gateway, Report, TaskFailed, Usage
+from exadask.runtime.call import Call, Gateway
+from exadask.runtime.job import Failure, Report, Stream, TaskFailed, Usage
 from exadask.runtime.parcel import Parcel
 
 T = TypeVar("T")
@@ -27,32 +28,34 @@ class Future(concurrent.futures.Future[T], Generic[T]):
     `concurrent.futures` and, through `asyncio.wrap_future` or ``await``, with `asyncio`.
     """
 
-    def __init__(self, gateway: Gateway, key: str, name: str, request: Resources) -> None:
+    wants_reports = True
+
+    def __init__(self, gateway: Gateway, call: Call) -> None:
         super().__init__()
-        self._gateway, self._key, self._name, self._request = gateway, key, name, request
+        self._gateway, self._call = gateway, call
         self._node: str | None = None
-        self._reports: list[Report] = []
-        self._parcel: Parcel | None = None
+        self._report: Report | None = None
+        self._n_attempts = 0
         self._loading = threading.Lock()
         self._loaded: tuple[T] | None = None
         self._error: BaseException | None = None
-        if hasattr(gateway, "lend"):
+        if gateway.lends:
             self._waiters: list[Any] = _LendingWaiters(gateway)
 
     @property
     def key(self) -> str:
         """The name of the task in the cluster: unique."""
-        return self._key
+        return self._call.key
 
     @property
     def name(self) -> str:
         """The name of the function."""
-        return self._name
+        return self._call.kind.name
 
     @property
     def resources(self) -> Resources:
         """What the task asked for."""
-        return self._request
+        return self._call.kind.request
 
     @property
     def node(self) -> str | None:
@@ -62,12 +65,12 @@ class Future(concurrent.futures.Future[T], Generic[T]):
     @property
     def attempts(self) -> int:
         """How many times it was started and ended."""
-        return len(self._reports)
+        return self._n_attempts
 
     @property
     def usage(self) -> Usage | None:
         """What its last attempt really used; None before one ended."""
-        return self._reports[-1].usage if self._reports else None
+        return self._report.usage if self._report else None
 
     def stdout(self) -> str:
         """Give what the task has written to standard output so far; blocks for a moment."""
@@ -86,7 +89,7 @@ class Future(concurrent.futures.Future[T], Generic[T]):
             took = f" after {self.usage.wall_s:.3g} s on {self.node}" if self.usage else ""
             how = "finished" if error is None else f"failed ({type(error).__name__})"
             return how + took
-        return self._gateway.explain(self._key)
+        return self._gateway.explain(self._call)
 
     def cancel(self) -> bool:
         """Cancel the task, even if it runs: its processes get SIGTERM, later SIGKILL.
@@ -106,7 +109,7 @@ class Future(concurrent.futures.Future[T], Generic[T]):
                     waiter.add_cancelled(self)
                 self._condition.notify_all()
         if not was_cancelled:
-            self._gateway.cancel(self._key)
+            self._gateway.cancel(self._call)
             self._invoke_callbacks()
         return True
 
@@ -127,6 +130,9 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         Exception
             What the task raised, or the `exadask.errors` that says why it did not run to its end.
         """
+        loaded = self._loaded
+        if loaded is not None:
+            return loaded[0]
         error = self.exception(timeout)
         if error is not None:
             try:
@@ -165,22 +171,22 @@ class Future(concurrent.futures.Future[T], Generic[T]):
 
     def __del__(self) -> None:
         with contextlib.suppress(AttributeError):  # it was never submitted
-            self._gateway.forget(self._key)
+            self._gateway.forget(self._call)
 
     def __reduce__(self) -> Any:
         raise NotSerializable(
-            f"the future of task {self._name!r}",
+            f"the future of task {self.name!r}",
             "an object that is pickled",
             "a future belongs to its executor (as an argument of a task it becomes its value)",
         )
 
     def __repr__(self) -> str:
-        return f"<Future {self._name}: {self._state_text()}; {self._request}>"
+        return f"<Future {self.name}: {self._state_text()}; {self.resources}>"
 
     def _repr_html_(self) -> str:
         from exadask.monitor.html import future_html
 
-        return future_html(self._name, self._state_text(), str(self._request))
+        return future_html(self.name, self._state_text(), str(self.resources))
 
     def _state_text(self) -> str:
         if self.cancelled():
@@ -194,25 +200,26 @@ class Future(concurrent.futures.Future[T], Generic[T]):
 
     # -- the observer's side: called on the gateway's thread --------------------------------
 
-    def placed(self, node: str) -> None:
+    def placed(self, call: Call, node: str) -> None:
         """Take the news that the task starts."""
         self._node = node
         with self._condition:
             if self._state == _base.PENDING:
                 self._state = _base.RUNNING
 
-    def reported(self, report: Report) -> None:
+    def reported(self, call: Call, report: Report) -> None:
         """Take the report of one attempt."""
-        self._node = report.node
-        self._reports.append(report)
+        self._node, self._report = report.node, report
+        self._n_attempts += 1
 
-    def finished(self, value: Parcel | None) -> None:
+    def finished(self, call: Call) -> None:
         """Take the news that the result exists."""
-        self._parcel = value
         with contextlib.suppress(concurrent.futures.InvalidStateError):  # it was cancelled
             self.set_result(None)  # type: ignore[arg-type]  # result() knows where the value is
+            if call.has_value and type(call.value) is not Parcel:
+                self._loaded = (call.value,)
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, call: Call, error: BaseException) -> None:
         """Take the news that there will be no result."""
         with contextlib.suppress(concurrent.futures.InvalidStateError):  # it was cancelled
             self.set_exception(error)
@@ -224,22 +231,22 @@ class Future(concurrent.futures.Future[T], Generic[T]):
             _ensure_callback_thread()
 
     def _fetched(self) -> T:
-        value = self._parcel if self._parcel is not None else self._gateway.fetch(self._key)
+        call = self._call
+        value = call.value if call.has_value else self._gateway.fetch(call)
         if not isinstance(value, Parcel):
             return value  # type: ignore[no-any-return]  # a task in a thread returned it
         try:
             return value.load()  # type: ignore[no-any-return]  # whatever the task returned
         except Exception as error:  # the user's classes decide what unpickling raises
             raise RemoteError(
-                self._name, type(error).__name__, str(error), traceback.format_exc()
+                self.name, type(error).__name__, str(error), traceback.format_exc()
             ) from error
 
-    def _written(self, stream: str) -> str:
-        if self._reports:
-            inline = getattr(self._reports[-1], stream)
-            if inline is not None:
-                return bytes(inline).decode(errors="replace")
-        return self._gateway.output(self._key, stream).decode(errors="replace")  # type: ignore[arg-type]  # a Stream
+    def _written(self, stream: Stream) -> str:
+        inline = getattr(self._report, stream) if self._report else None
+        if inline is not None:
+            return bytes(inline).decode(errors="replace")
+        return self._gateway.output(self._call, stream).decode(errors="replace")
 
 
 class _RemoteTraceback(Exception):
@@ -274,13 +281,12 @@ def _unpacked(failure: Failure, name: str) -> BaseException:
 @contextlib.contextmanager
 def lent(gateway: Gateway) -> Iterator[None]:
     """Lend the share of the running task out, if this is one, while it waits."""
-    lend = getattr(gateway, "lend", None)
-    is_lent = lend is not None and lend()
+    is_lent = gateway.lends and gateway.lend()
     try:
         yield
     finally:
         if is_lent:
-            gateway.reclaim()  # type: ignore[attr-defined]  # whoever lends can reclaim
+            gateway.reclaim()
 
 
 class _LendingWaiters(list[Any]):

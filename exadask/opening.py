@@ -13,6 +13,7 @@ from exadask.pool import FACTS, Pool
 from exadask.resources import NodeShape
 
 if TYPE_CHECKING:
+    from exadask.runtime.bundling import Bundler
     from exadask.runtime.gateway import DaskGateway
 
 
@@ -26,7 +27,11 @@ class Cluster(Protocol):
 
     @property
     def gateway(self) -> DaskGateway:
-        """The way to it."""
+        """The way to its scheduler."""
+
+    @property
+    def bundler(self) -> Bundler:
+        """Takes calls."""
 
     @property
     def shapes(self) -> Mapping[str, NodeShape]:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _KNOWN = (
     *("cores", "gpus", "memory", "time", "retries", "retry_on", "priority", "env", "setup"),
-    *("isolation", "name", "pool"),
+    *("isolation", "name", "pool", "bundle"),
 )
 
 
@@ -49,6 +49,8 @@ class TaskOptions:
         What to call it; the function's name by default.
     pool : str, optional
         The pool whose nodes it must run on. None: wherever it fits.
+    bundle : int, optional
+        How many calls travel together; 1 keeps each for itself. None: as many as suit.
     """
 
     request: Resources = field(default_factory=Resources)
@@ -60,6 +62,7 @@ class TaskOptions:
     isolation: Isolation = "process"
     name: str | None = None
     pool: str | None = None
+    bundle: int | None = None
 
     @classmethod
     def parse(cls, options: Mapping[str, Any], base: TaskOptions | None = None) -> TaskOptions:
@@ -69,7 +72,7 @@ class TaskOptions:
         ----------
         options : mapping
             ``cores``, ``gpus``, ``memory``, ``time``, ``retries``, ``retry_on``, ``priority``,
-            ``env``, ``setup``, ``isolation``, ``name``, ``pool``.
+            ``env``, ``setup``, ``isolation``, ``name``, ``pool``, ``bundle``.
         base : TaskOptions, optional
             What holds where nothing is written.
 
@@ -214,7 +217,8 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         returns is built once per slot and given to each call as the first argument.
         ``isolation``: "process", or "thread" to run in the agent's own process, where limits are
         booked but cannot be enforced. ``name``: what to call it. ``pool``: the only pool whose
-        nodes may run it.
+        nodes may run it. ``bundle``: how many short calls travel together; False keeps each call
+        for itself, and by default as many travel together as last a fraction of a second.
 
     Returns
     -------
@@ -361,6 +365,19 @@ def _checked_text(name: str) -> Callable[[object], str | None]:
     return check
 
 
+def _checked_bundle(value: object) -> int | None:
+    if value is None or value is True:
+        return None
+    if value is False:
+        return 1
+    if isinstance(value, int) and value >= 1:
+        return value
+    raise InvalidRequest(
+        f"bundle={value!r} is not valid.",
+        "Give the number of calls that travel together, or False to keep each for itself.",
+    )
+
+
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "retries": _checked_count("retries", least=0),
     "retry_on": _checked_retry_on,
@@ -370,4 +387,5 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "isolation": _checked_isolation,
     "name": _checked_text("name"),
     "pool": _checked_text("pool"),
+    "bundle": _checked_bundle,
 }

@@ -39,6 +39,10 @@ class Admission:
                 await self._left.wait_for(lambda: self._is_free(grant))
         self._inside[grant.share] = grant
 
+    def is_inside(self, share: int) -> bool:
+        """Whether what a share grants is held."""
+        return share in self._inside
+
     def leave(self, share: int) -> None:
         """Hold no longer what a share granted."""
         if self._inside.pop(share, None) is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from collections.abc import Mapping
 
 from exadask.errors import ExadaskError, MemoryExceeded, TaskCrashed, TimeExceeded
-from exadask.runtime.job import Done, Failure, Job, Run, Usage
+from exadask.runtime.job import Done, Failure, Job, Kind, Run, Usage
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.parcel import Packer, Parcel
 from exadask.runtime.slot import Captured, Slot, SlotDied
@@ -47,6 +47,11 @@ class Attempt:
         self._start_s = 0.0
 
     @property
+    def kind(self) -> Kind:
+        """What holds for its job."""
+        return self.job.kind
+
+    @property
     def pid(self) -> int:
         """The child process that runs it."""
         assert self.slot is not None
@@ -55,7 +60,7 @@ class Attempt:
     @property
     def limit_bytes(self) -> int | None:
         """Memory that it may use [bytes]."""
-        return self.job.request.memory_bytes
+        return self.kind.request.memory_bytes
 
     def cancel(self, grace_s: float) -> None:
         """End it, because nobody wants it any more."""
@@ -65,7 +70,7 @@ class Attempt:
     def exceeded(self, peak_bytes: int, limit_bytes: int) -> None:
         """End it, because it took more memory than is its own."""
         if self._verdict is None:
-            self._verdict = MemoryExceeded(self.job.name, limit_bytes, peak_bytes, self.node)
+            self._verdict = MemoryExceeded(self.kind.name, limit_bytes, peak_bytes, self.node)
             self._end(0)
 
     async def run_in(self, slot: Slot, order: Run) -> Parcel | Failure:
@@ -74,7 +79,7 @@ class Attempt:
         self._start_s = loop.time()
         self.slot = slot
         self._watch.add(self)
-        limit_s = self.job.request.time_s
+        limit_s = self.kind.request.time_s
         timer = loop.call_later(limit_s, self._out_of_time) if limit_s is not None else None
         if self.is_cancelled:
             self._end(0)
@@ -101,7 +106,7 @@ class Attempt:
                 await slot.end(0)
         self._note_peak()
         if self._verdict is not None:
-            return self._failure(self._verdict)
+            return failure(self._verdict, self.kind)
         return done.outcome
 
     async def _after_death(self, slot: Slot, death: SlotDied) -> Failure:
@@ -114,32 +119,39 @@ class Attempt:
         self.usage = Usage(cpu_s=0.0, wall_s=wall_s, peak_bytes=0)
         self._note_peak()
         if self._verdict is not None:
-            return self._failure(self._verdict)
-        name = death.signal_name
-        self.was_killed = name in ("SIGTERM", "SIGKILL")
-        exit_code = None if name is not None else death.returncode
-        tail = self.captured["stderr"].read(_TAIL_BYTES).decode(errors="replace")
-        last_lines = "\n".join(tail.splitlines()[-_TAIL_LINES:])
-        return self._failure(TaskCrashed(self.job.name, name, exit_code, last_lines, self.node))
-
-    def _failure(self, error: ExadaskError) -> Failure:
-        return Failure(
-            exception=Packer().pack(error),
-            summary=f"{type(error).__name__}: {error}",
-            may_retry=self.job.may_retry(error),
-        )
+            return failure(self._verdict, self.kind)
+        self.was_killed = death.was_killed
+        return failure(crash(death, self.kind, self.node, self.captured), self.kind)
 
     def _note_peak(self) -> None:
         seen = self._watch.discard(self)
         if self.usage is not None:
-            self.usage = replace(self.usage, peak_bytes=max(self.usage.peak_bytes, seen))
+            self.usage = self.usage._replace(peak_bytes=max(self.usage.peak_bytes, seen))
 
     def _out_of_time(self) -> None:
         if self._verdict is None:
-            assert self.job.request.time_s is not None
-            self._verdict = TimeExceeded(self.job.name, self.job.request.time_s, self.node)
+            assert self.kind.request.time_s is not None
+            self._verdict = TimeExceeded(self.kind.name, self.kind.request.time_s, self.node)
             self._end(self._kill_grace_s)
 
     def _end(self, grace_s: float) -> None:
         if self.slot is not None and self._ending is None:
             self._ending = asyncio.ensure_future(self.slot.end(grace_s))
+
+
+def crash(death: SlotDied, kind: Kind, node: str, captured: Mapping[str, Captured]) -> TaskCrashed:
+    """Say how a task's process ended, with the last lines that it wrote."""
+    name = death.signal_name
+    exit_code = None if name is not None else death.returncode
+    tail = captured["stderr"].read(_TAIL_BYTES).decode(errors="replace")
+    last_lines = "\n".join(tail.splitlines()[-_TAIL_LINES:])
+    return TaskCrashed(kind.name, name, exit_code, last_lines, node)
+
+
+def failure(error: ExadaskError, kind: Kind) -> Failure:
+    """Pack an error that the task itself did not raise."""
+    return Failure(
+        exception=Packer().pack(error),
+        summary=f"{type(error).__name__}: {error}",
+        may_retry=kind.may_retry(error),
+    )

@@ -17,6 +17,7 @@ from distributed.utils import LoopRunner
 from exadask.config import Config
 from exadask.core.events import Offer
 from exadask.resources import NodeShape
+from exadask.runtime.bundling import Bundler
 from exadask.runtime.dask_parts import (
     SETTINGS,
     PortlessScheduler,
@@ -71,6 +72,7 @@ class EmbeddedCluster:
         sys.path[:] = [entry for entry in sys.path if not entry.startswith(self._scratch)]
         self.client = Client(self.address, loop=self._runner.loop, set_as_default=True)
         self.gateway = DaskGateway(self.client)
+        self.bundler = Bundler(self.gateway)
         self.gateway.offers = self._offers()
 
     @property
@@ -149,8 +151,8 @@ class EmbeddedCluster:
         self.gateway.offers = self._offers()
 
     async def _disconnect(self) -> None:
-        await self.gateway.settle()
-        self.gateway.close("the executor was shut down")
+        self.bundler.settle()
+        self.bundler.close("the executor was shut down")
 
     async def _stop(self) -> None:
         for worker in self._workers.values():

@@ -11,13 +11,14 @@ import hmac
 import secrets
 from typing import Any
 
-from distributed import Scheduler
 from tornado import web
+
+from exadask.runtime.dask_parts import PromptScheduler
 
 _ADDRESS = "127.0.0.1:0"
 
 
-class GuardedScheduler(Scheduler):  # type: ignore[misc]  # distributed is untyped
+class GuardedScheduler(PromptScheduler):
     """A scheduler whose dashboard listens on loopback and wants a token."""
 
     def __init__(self, **options: Any) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import logging
 import resource
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
+import distributed.scheduler
 from distributed import Scheduler, Worker
 
 _LOGGERS = ("distributed", "distributed.client")
@@ -45,7 +47,38 @@ NETWORK_SETTINGS: dict[str, Any] = SETTINGS | {
 """For those that speak over a network."""
 
 
-class PortlessScheduler(Scheduler):  # type: ignore[misc]  # distributed is untyped
+_is_small_graph = contextvars.ContextVar("exadask_small_graph", default=False)
+_SMALL_GRAPH = 64
+_to_thread = distributed.scheduler.offload
+
+
+def _offload(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Awaitable[Any]:
+    """Unpack and order a graph of a few tasks here: the way to a thread and back takes longer."""
+    if not _is_small_graph.get():
+        return _to_thread(function, *args, **kwargs)  # type: ignore[no-any-return]
+    return _at_once(function, *args, **kwargs)
+
+
+async def _at_once(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return function(*args, **kwargs)
+
+
+distributed.scheduler.offload = _offload
+
+
+class PromptScheduler(Scheduler):  # type: ignore[misc]  # distributed is untyped
+    """A scheduler that takes graphs of a few tasks at once."""
+
+    async def update_graph(self, *args: Any, keys: set[str], **kwargs: Any) -> None:
+        """Take a graph."""
+        token = _is_small_graph.set(len(keys) <= _SMALL_GRAPH)
+        try:
+            await super().update_graph(*args, keys=keys, **kwargs)
+        finally:
+            _is_small_graph.reset(token)
+
+
+class PortlessScheduler(PromptScheduler):
     """A scheduler without a dashboard."""
 
     def start_http_server(self, *_: Any, **__: Any) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable, Coroutine
+import weakref
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,12 +19,15 @@ from distributed import Client, Worker
 from exadask.runtime.admission import Grant
 from exadask.runtime.attempt import Attempt
 from exadask.runtime.background import Background
-from exadask.runtime.job import Answer, Ask, News, Report, Submission
+from exadask.runtime.bundle_attempt import BundleAttempt
+from exadask.runtime.call import LEAST_WINDOW, Call, Observer
+from exadask.runtime.job import Answer, Ask, Kind, News, Report
 from exadask.runtime.parcel import Parcel
 from exadask.runtime.slot import Slot
 
-Lend = Callable[[Attempt, Grant], None]
-Reclaim = Callable[[Attempt, Grant], Coroutine[Any, Any, None]]
+AnyAttempt = Attempt | BundleAttempt
+Lend = Callable[[AnyAttempt, Grant], None]
+Reclaim = Callable[[AnyAttempt, Grant], Coroutine[Any, Any, None]]
 
 
 class NestedService:
@@ -40,68 +44,79 @@ class NestedService:
     def __init__(self, worker: Worker, lend: Lend, reclaim: Reclaim) -> None:
         self._worker, self._lend, self._reclaim = worker, lend, reclaim
         self._client: Client | None = None
-        self._gateway: Any = None
+        self._bundler: Any = None
         self._connecting = asyncio.Lock()
-        self._keys: dict[Attempt, set[str]] = {}
+        self._calls: dict[AnyAttempt, dict[str, Call]] = {}
+        self._kinds: weakref.WeakKeyDictionary[Slot, list[Kind]] = weakref.WeakKeyDictionary()
         self._background = Background()
 
-    def answer(self, ask: Ask, slot: Slot, attempt: Attempt, grant: Grant) -> None:
+    def answer(self, ask: Ask, slot: Slot, attempt: AnyAttempt, grant: Grant) -> None:
         """Answer a child's question, in the background."""
         self._background.start(self._answer(ask, slot, attempt, grant))
 
-    def forget_tasks_of(self, attempt: Attempt) -> None:
+    def forget_tasks_of(self, attempt: AnyAttempt) -> None:
         """Cancel and forget what a task has submitted and not waited for: it has ended."""
-        for key in self._keys.pop(attempt, ()):
-            self._gateway.cancel(key)
-            self._gateway.forget(key)
+        for call in self._calls.pop(attempt, {}).values():
+            self._bundler.cancel_now(call)
 
     async def close(self) -> None:
         """Let go of the cluster."""
         self._background.cancel()
         if self._client is not None:
-            self._gateway.close("its node's agent has closed")
+            self._bundler.close("its node's agent has closed")
             await self._client.close()
 
-    async def _answer(self, ask: Ask, slot: Slot, attempt: Attempt, grant: Grant) -> None:
+    async def _answer(self, ask: Ask, slot: Slot, attempt: AnyAttempt, grant: Grant) -> None:
         try:
             value = await self._value(ask, slot, attempt, grant)
         except Exception as error:  # it is raised in the task that asked
             value = error
-        await slot.send(Answer(ask.ticket, value))
+        if ask.verb != "submit":
+            await slot.send(Answer(ask.ticket, value))
+        elif isinstance(value, BaseException):
+            await slot.send(News(ask.arguments[0], "failed", (value,)))
 
-    async def _value(self, ask: Ask, slot: Slot, attempt: Attempt, grant: Grant) -> Any:
+    async def _value(self, ask: Ask, slot: Slot, attempt: AnyAttempt, grant: Grant) -> Any:
         match ask.verb, ask.arguments:
             case "lend", ():
                 return self._lend(attempt, grant)
             case "reclaim", ():
                 return await self._reclaim(attempt, grant)
-        gateway = await self._connected()
+        bundler = await self._connected()
+        if attempt.is_over:  # while the connection was made: nobody would end what it submits
+            return None
+        calls = self._calls.setdefault(attempt, {})
         match ask.verb, ask.arguments:
-            case "submit", (Submission() as submission,):
-                self._keys.setdefault(attempt, set()).add(submission.job.key)
-                return gateway.submit(submission, self._relay(submission, slot))
-            case "cancel", (str() as key,):
-                return gateway.cancel(key)
-            case "forget", (str() as key,):
-                self._keys.get(attempt, set()).discard(key)
-                return gateway.forget(key)
-            case "fetch", (str() as key,):
-                value = await gateway.fetch_async(key)
+            case "submit", (key, number, kind, arguments, inputs):
+                kinds = self._kinds.setdefault(slot, [])
+                if kind is not None:  # it comes with the first of its calls
+                    kinds.append(kind)
+                known = tuple(calls[one] for one in inputs)
+                call = calls[key] = Call(kinds[number], arguments, known, key)
+                return bundler.submit(call, _Relay(key, slot, self._background))
+            case "forget", (key,):
+                calls.pop(key, None)
+                return None
+            case verb, (key, *rest):
+                call = calls[key]
+        match verb:
+            case "cancel":
+                return bundler.cancel_now(call)
+            case "fetch":
+                value = await bundler.fetch_async(call)
                 return value if isinstance(value, Parcel) else (value,)
-            case "explain", (str() as key,):
-                return await gateway.explain_async(key)
-            case "output", (str() as key, stream):
-                return await gateway.output_async(key, stream)
-        raise ValueError(f"a task asked its agent for {ask.verb!r}")
-
-    def _relay(self, submission: Submission, slot: Slot) -> _Relay:
-        return _Relay(submission.job.key, slot, self._background)
+            case "explain":
+                return await bundler.explain_async(call)
+            case "output":
+                return await bundler.output_async(call, *rest)
+        raise ValueError(f"a task asked its agent for {verb!r}")
 
     async def _connected(self) -> Any:
+        from exadask.runtime.bundling import Bundler
         from exadask.runtime.gateway import DaskGateway  # it needs this node's agent itself
 
         async with self._connecting:
-            if self._gateway is None:
+            if self._bundler is None:
                 self._client = await Client(
                     self._worker.scheduler.address,
                     asynchronous=True,
@@ -109,27 +124,35 @@ class NestedService:
                     security=self._worker.security,
                     name="exadask-nested",
                 )
-                self._gateway = DaskGateway(self._client)
-        return self._gateway
+                self._bundler = Bundler(DaskGateway(self._client))
+        return self._bundler
 
 
 class _Relay:
     """Tells a child what becomes of a task that it submitted."""
 
+    wants_reports = True
+
     def __init__(self, key: str, slot: Slot, background: Background) -> None:
         self._key, self._slot, self._background = key, slot, background
 
-    def placed(self, node: str) -> None:
+    def placed(self, call: Call, node: str) -> None:
         self._tell("placed", node)
 
-    def reported(self, report: Report) -> None:
+    def reported(self, call: Call, report: Report) -> None:
         self._tell("reported", report)
 
-    def finished(self, value: Parcel | None) -> None:
-        self._tell("finished", value)
+    def finished(self, call: Call) -> None:
+        self._tell("finished", call.value, call.has_value)
 
-    def failed(self, error: BaseException) -> None:
+    def failed(self, call: Call, error: BaseException) -> None:
         self._tell("failed", error)
+
+    def cancel(self) -> bool:
+        return False
+
+    def running(self) -> bool:
+        return False
 
     def _tell(self, verb: str, *arguments: object) -> None:
         self._background.start(self._slot.send(News(self._key, verb, arguments)))
@@ -144,38 +167,56 @@ class NestedGateway:
         The child's link to its agent.
     """
 
+    lends = True
+
     def __init__(self, link: Any) -> None:
         self._link = link
-        self._observers: dict[str, Any] = {}
+        self._calls: dict[str, Call] = {}
+        self._kinds: dict[Kind, int] = {}
         self._answers: dict[int, Future[Any]] = {}
         self._tickets = itertools.count()
         link.listen(self._on_message)
 
-    def submit(self, submission: Submission, observer: Any) -> None:
-        """Hand over a task; returns when the agent has it."""
-        self._observers[submission.job.key] = observer
-        self._ask("submit", submission)
+    def submit(self, call: Call, observer: Observer) -> None:
+        """Hand over a call; returns at once."""
+        call.observer = observer
+        self._calls[call.key] = call
+        is_new = call.kind not in self._kinds
+        number = self._kinds.setdefault(call.kind, len(self._kinds))
+        inputs = tuple(one.key for one in call.inputs)
+        kind = call.kind if is_new else None
+        self._tell("submit", call.key, number, kind, call.arguments, inputs)
 
-    def cancel(self, key: str) -> None:
-        """End a task."""
-        self._tell("cancel", key)
+    def submit_all(self, calls: Sequence[Call], observer: Observer) -> None:
+        """Hand over several calls; returns at once."""
+        for call in calls:
+            self.submit(call, observer)
 
-    def forget(self, key: str) -> None:
+    def cancel(self, call: Call) -> None:
+        """End a call."""
+        self._tell("cancel", call.key)
+
+    def forget(self, call: Call) -> None:
         """Let the cluster drop a result."""
-        self._tell("forget", key)
+        if call.observer is None:
+            self._tell("forget", call.key)
 
-    def fetch(self, key: str) -> Any:
+    def fetch(self, call: Call) -> Any:
         """Bring a result here; blocks."""
-        value = self._ask("fetch", key)
+        value = self._ask("fetch", call.key)
         return value if isinstance(value, Parcel) else value[0]
 
-    def explain(self, key: str) -> str:
-        """Say what a task waits for; blocks."""
-        return str(self._ask("explain", key))
+    def explain(self, call: Call) -> str:
+        """Say what a call waits for; blocks."""
+        return str(self._ask("explain", call.key))
 
-    def output(self, key: str, stream: str) -> bytes:
-        """Bring what a task has written; blocks."""
-        return bytes(self._ask("output", key, stream))
+    def output(self, call: Call, stream: str) -> bytes:
+        """Bring what a call has written; blocks."""
+        return bytes(self._ask("output", call.key, stream))
+
+    def window(self) -> int:
+        """Say how many calls keep the cluster busy [calls]."""
+        return LEAST_WINDOW
 
     def lend(self) -> bool:
         """Lend the share of this task out while it waits; only the task's own thread can.
@@ -224,8 +265,21 @@ class NestedGateway:
             else:
                 answer.set_result(message.value)
             return
-        is_last = message.verb in ("finished", "failed")
-        observers = self._observers
-        observer = observers.pop(message.key, None) if is_last else observers.get(message.key)
-        if observer is not None:
-            getattr(observer, message.verb)(*message.arguments)
+        call = self._calls.get(message.key)
+        if call is None or call.observer is None:
+            return
+        observer = call.observer
+        match message.verb, message.arguments:
+            case "finished", (value, is_here):
+                self._close(call)
+                call.value, call.has_value = value, is_here
+                observer.finished(call)
+            case "failed", (error,):
+                self._close(call)
+                observer.failed(call, error)
+            case verb, arguments:
+                getattr(observer, verb)(call, *arguments)
+
+    def _close(self, call: Call) -> None:
+        del self._calls[call.key]
+        call.observer = None

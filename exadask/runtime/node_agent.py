@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,25 @@ from exadask.resources import NodeShape
 from exadask.runtime import binding, guardian
 from exadask.runtime.admission import Admission, Grant
 from exadask.runtime.attempt import Attempt, Cancelled
-from exadask.runtime.child import failure_of
-from exadask.runtime.job import Failure, Job, Report, Run, Stream, TaskFailed
+from exadask.runtime.bundle_attempt import BundleAttempt
+from exadask.runtime.job import (
+    Bundle,
+    Data,
+    Failure,
+    Job,
+    Report,
+    Run,
+    RunBundle,
+    Stream,
+    TaskFailed,
+    filled,
+)
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.nested import NestedService
+from exadask.runtime.outcomes import failure_of
 from exadask.runtime.parcel import Packer, Parcel
 from exadask.runtime.posting import Berth
-from exadask.runtime.slot import Captured, SlotKind, SlotPool
+from exadask.runtime.slot import Captured, Slot, SlotKind, SlotPool
 from exadask.runtime.task_record import SHARE
 from exadask.runtime.thread_slot import run_in_thread
 
@@ -37,14 +50,27 @@ _INLINE_OUTPUT_BYTES = 4096
 _WARM_FROM_START = 4
 _SAME_SIGNAL_S = 1.0
 _NOT_BEGUN = ("waiting", "ready", "constrained", "fetch", "flight", "missing", "cancelled")
+_RUNNING = ("executing", "long-running")
 _serial = itertools.count()
 
 
 async def run_task(job: Job, *inputs: object) -> object:
-    """Run a job on this node: the one function that Dask ever runs for exadask."""
+    """Run a job on this node: this and its two neighbours are all that Dask runs for exadask."""
     agent = get_worker().plugins[AGENT]
     assert isinstance(agent, NodeAgent)
     return await agent.run(job, inputs)
+
+
+async def keep_data(data: Data) -> Parcel:
+    """Keep a value for others; Dask brings it to the nodes that need it."""
+    return data.value
+
+
+async def run_bundle(bundle: Bundle, *inputs: object) -> object:
+    """Run a bundle on this node; see `run_task`."""
+    agent = get_worker().plugins[AGENT]
+    assert isinstance(agent, NodeAgent)
+    return await agent.run(bundle, inputs)
 
 
 class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
@@ -70,8 +96,11 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         self.shape, self._config, self._scratch, self._berth = shape, config, scratch, berth
         self._is_leaving = False
         self.mark = f"{os.getpid()}-{os.urandom(4).hex()}-{next(_serial)}"
-        self._attempts: dict[str, Attempt] = {}
+        self._attempts: dict[str, Attempt | BundleAttempt] = {}
         self._outputs: dict[str, dict[str, Captured]] = {}
+        self._bundle_outputs: dict[str, dict[int, dict[str, Captured]]] = {}
+        self._drops: dict[str, set[int]] = {}
+        self._yields: set[str] = set()  # asked for before they had begun
 
     async def setup(self, worker: Worker) -> None:
         """Take up work on a Dask worker."""
@@ -85,6 +114,8 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         self._guardian = _start_guardian(self.mark, self._scratch)
         worker.handlers["exadask_output"] = self.output
         worker.stream_handlers["exadask-resume"] = self._on_resume
+        worker.stream_handlers["exadask-drop"] = self._on_drop
+        worker.stream_handlers["exadask-yield"] = self._on_yield
         for _ in range(min(_WARM_FROM_START, self.shape.cores)):
             self._slots.start(self._kind((), ()))
         self._report_for_duty(worker)
@@ -118,38 +149,49 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         """Take note of what Dask decides about a task: it never stops a running one itself."""
         attempt = self._attempts.get(key)
         if finish == "forgotten":
-            self._outputs.pop(key, None)
+            for kept in (self._outputs, self._bundle_outputs, self._drops):
+                kept.pop(key, None)
+            self._yields.discard(key)
         if attempt is not None:
-            if start in ("executing", "long-running") and finish == "released":
+            if start in _RUNNING and finish == "released":
                 attempt.cancel(self._config.kill_grace_s)
         elif start in _NOT_BEGUN and finish in ("released", "forgotten"):
             share = self._share_of(key)
             if share is not None:  # it never began, or has left the thread of Dask's it ran in
                 self._send("exadask-ended", share=share["share"])
 
-    async def run(self, job: Job, inputs: tuple[object, ...]) -> object:
-        """Run a job; returns its result, or raises `TaskFailed`."""
+    async def run(self, work: Job | Bundle, inputs: tuple[object, ...]) -> object:
+        """Run a job or a bundle; returns the job's result, or raises `TaskFailed`."""
+        work, inputs = filled(work, inputs)
         last = None
         while True:
-            share = self._share_of(job.key)
+            share = self._share_of(work.key)
             if share is None or share["share"] == last:
                 raise Cancelled  # Dask has dropped the task, and ignores how it ends
             last = share["share"]
+            if self._was_dropped(work.key):  # before it began, so no attempt gives its share back
+                self._send("exadask-ended", share=last)
+                raise Cancelled
+            if isinstance(work, Bundle) and share["kept"] is not None:
+                work, inputs = work.one(share["kept"], inputs)
             try:
-                outcome = await self._attempt(job, inputs, share)
+                outcome = await self._attempt(work, inputs, share)
             except Cancelled:
                 if self._is_leaving:  # Dask takes it back when this node is gone, not before
                     await asyncio.get_running_loop().create_future()
                 continue  # unless it was placed here again meanwhile
             if isinstance(outcome, Failure):
-                raise TaskFailed(job.key, job.name, outcome)
+                raise TaskFailed(work.key, work.kind.name, outcome)
             return outcome
 
-    async def _attempt(self, job: Job, inputs: tuple[object, ...], share: dict[str, Any]) -> object:
-        attempt = Attempt(job, str(self._worker.name), self._watch, self._config.kill_grace_s)
+    async def _attempt(
+        self, work: Job | Bundle, inputs: tuple[object, ...], share: dict[str, Any]
+    ) -> object:
+        attempt = self._new_attempt(work)
         grant = Grant(share["share"], tuple(share["cores"]), dict(share["gpus"]))
-        self._attempts[job.key] = attempt
+        self._attempts[work.key] = attempt
         outcome: object = None
+        kept: int | None = None
         try:
             await self._admission.enter(grant)
             if attempt.is_cancelled:
@@ -157,15 +199,40 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             outcome = await self._outcome(attempt, inputs, grant)
             if attempt.is_cancelled or await self._is_cut_off(attempt):
                 raise Cancelled
+            if isinstance(attempt, BundleAttempt):
+                kept = attempt.kept_index
             return outcome
         finally:
             attempt.is_over = True
             self._admission.leave(grant.share)
-            if self._attempts.get(job.key) is attempt:
-                del self._attempts[job.key]
-            self._report(attempt, share, outcome)
+            if self._attempts.get(work.key) is attempt:
+                del self._attempts[work.key]
+            self._report(attempt, work.key, share, outcome, kept)
 
-    async def _is_cut_off(self, attempt: Attempt) -> bool:
+    def _new_attempt(self, work: Job | Bundle) -> Attempt | BundleAttempt:
+        node, config = str(self._worker.name), self._config
+        if isinstance(work, Job):
+            return Attempt(work, node, self._watch, config.kill_grace_s)
+
+        def tell(items: Sequence[bytes], returned: Sequence[int]) -> None:
+            self._send("exadask-progress", key=work.key, items=items, returned=returned)
+
+        attempt = BundleAttempt(
+            work,
+            node,
+            self._watch,
+            kill_grace_s=config.kill_grace_s,
+            inline_bytes=config.inline_bytes,
+            tell=tell,
+            is_cut_off=lambda: self._is_cut_off(attempt),
+        )
+        for index in self._drops.get(work.key, ()):
+            attempt.drop(index)
+        if work.key in self._yields:
+            attempt.give_way()
+        return attempt
+
+    async def _is_cut_off(self, attempt: Attempt | BundleAttempt) -> bool:
         """Whether a task was killed because its whole node is being ended.
 
         Batch systems signal all processes of a job, so that the task's end may be seen first.
@@ -177,25 +244,29 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             await asyncio.sleep(_SAME_SIGNAL_S / 20)
         return self._is_leaving
 
-    async def _outcome(self, attempt: Attempt, inputs: tuple[object, ...], grant: Grant) -> object:
+    async def _outcome(
+        self, attempt: Attempt | BundleAttempt, inputs: tuple[object, ...], grant: Grant
+    ) -> object:
+        kind = attempt.kind
         try:
-            if attempt.job.isolation == "thread":
+            if isinstance(attempt, BundleAttempt):
+                return await self._in_slots(attempt, inputs, grant)
+            if kind.isolation == "thread":
                 return await run_in_thread(self._threads, attempt.job, inputs, attempt)
             return await self._in_slot(attempt, inputs, grant)
+        except Cancelled:
+            raise
         except Exception as error:  # what goes wrong in the agent is this task's failure alone
-            logger.debug("task %s could not be run", attempt.job.name, exc_info=True)
-            return failure_of(error, attempt.job)
+            logger.debug("task %s could not be run", kind.name, exc_info=True)
+            return failure_of(error, kind)
 
     async def _in_slot(
         self, attempt: Attempt, inputs: tuple[object, ...], grant: Grant
     ) -> Parcel | Failure:
         job = attempt.job
         parcels = tuple([await self._parcel(value) for value in inputs])
-        slot = self._slots.acquire(
-            self._kind(job.env, tuple(grant.gpus)), job.setup.key if job.setup else None
-        )
+        slot = self._acquire(attempt, grant)
         self._outputs[job.key] = attempt.captured = slot.capture_from_here()
-        slot.on_ask = lambda ask: self.nested.answer(ask, slot, attempt, grant)
         cores = grant.cores if self.shape.is_real else ()
         order = Run(
             job=job, inputs=parcels, cores=cores, n_cores=len(grant.cores), node=attempt.node
@@ -204,8 +275,45 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             return await attempt.run_in(slot, order)
         finally:
             self._outputs[job.key] = attempt.captured
-            self.nested.forget_tasks_of(attempt)
-            self._slots.release(slot, is_worn=attempt.has_worn_slot)
+            self._release(attempt, slot)
+
+    async def _in_slots(
+        self, attempt: BundleAttempt, inputs: tuple[object, ...], grant: Grant
+    ) -> Parcel | None:
+        """Run a bundle in a slot, and go on in another where a call has spoilt it."""
+        bundle, start = attempt.bundle, 0
+        parcels = tuple([await self._parcel(value) for value in inputs])
+        self._bundle_outputs[bundle.key] = attempt.outputs
+        while start < bundle.count:
+            slot = self._acquire(attempt, grant)
+            order = RunBundle(
+                bundle=bundle,
+                inputs=parcels,
+                start=start,
+                board=None,
+                cores=grant.cores if self.shape.is_real else (),
+                n_cores=len(grant.cores),
+                node=attempt.node,
+                inline_bytes=self._config.inline_bytes,
+            )
+            try:
+                start = await attempt.run_in(slot, order)
+            finally:
+                self._release(attempt, slot)
+            if start < bundle.count and not self._admission.is_inside(grant.share):
+                grant = await self._regain(grant)  # a call ended while its share was lent out
+        return attempt.kept
+
+    def _acquire(self, attempt: Attempt | BundleAttempt, grant: Grant) -> Slot:
+        kind = attempt.kind
+        setup_key = kind.setup.key if kind.setup else None
+        slot = self._slots.acquire(self._kind(kind.env, tuple(grant.gpus)), setup_key)
+        slot.on_ask = lambda ask: self.nested.answer(ask, slot, attempt, grant)
+        return slot
+
+    def _release(self, attempt: Attempt | BundleAttempt, slot: Slot) -> None:
+        self.nested.forget_tasks_of(attempt)
+        self._slots.release(slot, is_worn=attempt.has_worn_slot)
 
     def _kind(self, env: tuple[tuple[str, str], ...], gpus: tuple[str, ...]) -> SlotKind:
         visible = binding.gpu_environment(gpus, self.shape.gpu_vendor, bool(self.shape.gpu_ids))
@@ -218,62 +326,94 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             return value
         return await asyncio.to_thread(Packer().pack, value)
 
+    def _was_dropped(self, key: str) -> bool:
+        """Whether Dask has dropped a task that it runs: it never stops one itself."""
+        task = self._worker.state.tasks.get(key)
+        return task is None or task.state not in _RUNNING
+
     def _share_of(self, key: str) -> dict[str, Any] | None:
         task = self._worker.state.tasks.get(key)
         return (task.annotations or {}).get(SHARE) if task is not None else None
 
-    def _report(self, attempt: Attempt, share: dict[str, Any], outcome: object) -> None:
+    def _report(
+        self,
+        attempt: Attempt | BundleAttempt,
+        key: str,
+        share: dict[str, Any],
+        outcome: object,
+        kept: int | None,
+    ) -> None:
         """Tell scheduler and client how an attempt ended; also gives the share back."""
         value = None
         if isinstance(outcome, Parcel) and outcome.is_small:
             assert isinstance(outcome.head, bytes)
             value = outcome.head if len(outcome.head) <= self._config.inline_bytes else None
-        output = {
-            name: piece.read() if piece.size() <= _INLINE_OUTPUT_BYTES else None
-            for name, piece in attempt.captured.items()
-        }
-        report = Report(
-            key=attempt.job.key,
-            node=str(self._worker.name),
-            attempt=share["attempt"],
-            usage=attempt.usage,
-            value=value,
-            **output,
-        )
-        may_retry = not isinstance(outcome, Failure) or outcome.may_retry
+        output = {}
+        if isinstance(attempt, Attempt):
+            output = {
+                name: piece.read() if piece.size() <= _INLINE_OUTPUT_BYTES else None
+                for name, piece in attempt.captured.items()
+            }
+        report = Report(str(self._worker.name), attempt.usage, value=value, **output)
         self._send(
             "exadask-report",
             share=share["share"],
-            key=attempt.job.key,
+            key=key,
             report=pickle.dumps(report),
-            may_retry=may_retry,
+            kept=kept,
+            may_retry=not isinstance(outcome, Failure) or outcome.may_retry,
         )
 
     def _send(self, op: str, **message: object) -> None:
         if not self._worker.batched_stream.closed():
             self._worker.batched_stream.send({"op": op, **message})
 
-    async def output(self, key: str, stream: Stream) -> bytes:
-        """Give what a task has written so far."""
+    async def output(self, key: str, stream: Stream, index: int | None = None) -> bytes:
+        """Give what a task, or a call of a bundle, has written so far."""
         captured = self._outputs.get(key)
+        if index is not None:
+            attempt = self._attempts.get(key)
+            captured = self._bundle_outputs.get(key, {}).get(index)
+            if captured is None and isinstance(attempt, BundleAttempt):
+                captured = attempt.written(index)
         return captured[stream].read() if captured else b""
 
-    def _lend(self, attempt: Attempt, grant: Grant) -> None:
+    def _on_drop(self, key: str, indices: list[int]) -> None:
+        if key in self._worker.state.tasks:
+            self._drops.setdefault(key, set()).update(indices)
+        attempt = self._attempts.get(key)
+        if isinstance(attempt, BundleAttempt):
+            for index in indices:
+                attempt.drop(index)
+
+    def _on_yield(self, key: str) -> None:
+        attempt = self._attempts.get(key)
+        if isinstance(attempt, BundleAttempt):
+            attempt.give_way()
+        elif key in self._worker.state.tasks:
+            self._yields.add(key)
+
+    def _lend(self, attempt: Attempt | BundleAttempt, grant: Grant) -> None:
         self._admission.leave(grant.share)
         self._send("exadask-lend", share=grant.share)
 
-    async def _reclaim(self, attempt: Attempt, grant: Grant) -> None:
+    async def _reclaim(self, attempt: Attempt | BundleAttempt, grant: Grant) -> None:
         """Get the cores and GPUs of a waiting task back, and bind its processes again."""
-        returned = self._admission.expect(grant.share)
-        self._send("exadask-reclaim", share=grant.share)
-        share = await returned
-        renewed = Grant(grant.share, tuple(share["cores"]), dict(share["gpus"]))
-        await self._admission.enter(renewed)
+        renewed = await self._regain(grant)
         if attempt.is_over:  # it did not wait for its share, and ended meanwhile
             self._admission.leave(grant.share)
             return
         if self.shape.is_real and renewed.cores != grant.cores and attempt.slot is not None:
             binding.bind_threads(attempt.slot.pid, renewed.cores)
+
+    async def _regain(self, grant: Grant) -> Grant:
+        """Get a share back that was lent out."""
+        returned = self._admission.expect(grant.share)
+        self._send("exadask-reclaim", share=grant.share)
+        share = await returned
+        renewed = Grant(grant.share, tuple(share["cores"]), dict(share["gpus"]))
+        await self._admission.enter(renewed)
+        return renewed
 
     def _on_resume(self, share: dict[str, Any]) -> None:
         self._admission.announce(share["share"], share)

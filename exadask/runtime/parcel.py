@@ -7,6 +7,7 @@ the memory, and an object that cannot be unpickled harms nobody but its task.
 from __future__ import annotations
 
 import contextvars
+import hashlib
 import io
 import pickle
 from collections.abc import Callable, Sequence
@@ -17,10 +18,25 @@ import cloudpickle
 from exadask.runtime.segment import Segment
 
 _MAX_SEGMENTS = 64
+_PLAIN_KINDS = frozenset({int, float, bool, complex, type(None)})
+_PLAIN_TEXTS = frozenset({str, bytes})
+_PLAIN_LENGTH = 1024
 
 _inputs: contextvars.ContextVar[Sequence[Callable[[], Any]]] = contextvars.ContextVar(
     "exadask_inputs"
 )
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is small, can never change, and means the same in every process."""
+    kind = type(value)
+    if kind in _PLAIN_KINDS:
+        return True
+    if kind in _PLAIN_TEXTS:
+        return len(value) <= _PLAIN_LENGTH  # type: ignore[arg-type]  # it is a text
+    if kind is tuple and len(value) <= _PLAIN_LENGTH:  # type: ignore[arg-type]  # it is a tuple
+        return all(type(part) in _PLAIN_KINDS for part in value)  # type: ignore[attr-defined]
+    return False
 
 
 class Parcel:
@@ -35,17 +51,21 @@ class Parcel:
     slices : tuple of (int, int, int)
         For each out-of-band buffer of the stream: index of its segment, offset [bytes],
         length [bytes].
+    shared : str
+        Names a value that all calls of a process share, and none may change. Empty: each call gets
+        its own.
     """
 
-    __slots__ = ("head", "segments", "slices")
+    __slots__ = ("head", "segments", "shared", "slices")
 
     def __init__(
         self,
         head: bytes | Segment,
         segments: tuple[Segment, ...] = (),
         slices: tuple[tuple[int, int, int], ...] = (),
+        shared: str = "",
     ) -> None:
-        self.head, self.segments, self.slices = head, segments, slices
+        self.head, self.segments, self.slices, self.shared = head, segments, slices, shared
 
     @property
     def nbytes(self) -> int:
@@ -57,6 +77,16 @@ class Parcel:
     def is_small(self) -> bool:
         """Whether all of it is one byte string, with nothing in shared memory."""
         return isinstance(self.head, bytes) and not self.segments
+
+    def shared_as(self, name: str) -> Parcel:
+        """Give the same content under a name, for all calls of a process together."""
+        return Parcel(self.head, self.segments, self.slices, name)
+
+    def digest(self) -> bytes:
+        """Name the content: equal parcels of this process have equal names [16 bytes]."""
+        head = self.head if isinstance(self.head, bytes) else repr(self.head.token).encode()
+        tokens = repr([segment.token for segment in self.segments]).encode()
+        return hashlib.blake2b(head + tokens, digest_size=16).digest()
 
     def load(self, inputs: Sequence[Callable[[], Any]] = ()) -> Any:
         """Rebuild the object.
@@ -71,7 +101,8 @@ class Parcel:
         Exception
             Whatever the object's own unpickling raises.
         """
-        views = [segment.view() for segment in self.segments]
+        is_shared = bool(self.shared)
+        views = [segment.view(read_only=is_shared) for segment in self.segments]
         buffers = [views[index][start : start + size] for index, start, size in self.slices]
         stream = self.head if isinstance(self.head, bytes) else self.head.view()
         token = _inputs.set(inputs)
@@ -84,7 +115,7 @@ class Parcel:
         return self.nbytes
 
     def __reduce__(self) -> tuple[type[Parcel], tuple[object, ...]]:
-        return Parcel, (self.head, self.segments, self.slices)
+        return Parcel, (self.head, self.segments, self.slices, self.shared)
 
     def __repr__(self) -> str:
         return f"<Parcel of {self.nbytes} bytes>"

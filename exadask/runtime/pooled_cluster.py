@@ -16,6 +16,7 @@ from exadask.config import Config
 from exadask.errors import ClusterUnreachable
 from exadask.pool import Pool
 from exadask.resources import NodeShape
+from exadask.runtime.bundling import Bundler
 from exadask.runtime.certificates import load_certificates
 from exadask.runtime.dask_parts import quiet_logs
 from exadask.runtime.gateway import DaskGateway
@@ -31,6 +32,7 @@ class _Connected:
     """A client of a scheduler with pools."""
 
     gateway: DaskGateway
+    bundler: Bundler
     client: Client
     run: RunFolder
 
@@ -58,6 +60,7 @@ class _Connected:
                 f"Does it still run, on the host that {self.run.path}/cluster.json names?",
             ) from error
         self.gateway = DaskGateway(self.client)
+        self.bundler = Bundler(self.gateway)
         terms: dict[str, Any] = self.gateway.ask("exadask_terms")
         self.gateway.offers, self.dashboard = terms["offers"], terms["dashboard"]
 
@@ -75,8 +78,8 @@ class _Connected:
             self.client.close()
 
     async def _say_goodbye(self) -> None:
-        await self.gateway.settle()
-        self.gateway.close("the executor was shut down")
+        self.bundler.settle()
+        self.bundler.close("the executor was shut down")
 
 
 class PooledCluster(_Connected):

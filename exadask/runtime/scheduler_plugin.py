@@ -16,6 +16,7 @@ import logging
 import pickle
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
@@ -23,7 +24,7 @@ from distributed.scheduler import TaskState
 
 from exadask.core.events import Demand, Offer
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
-from exadask.core.placement import Place, Placement, Resume, WaitingTask
+from exadask.core.placement import Place, Placement, Resume, WaitingTask, Yield
 from exadask.errors import (
     AllocationFailed,
     ExadaskError,
@@ -31,7 +32,7 @@ from exadask.errors import (
     NodeLost,
     NoNodeLeft,
 )
-from exadask.resources import NodeShape
+from exadask.resources import NodeShape, Resources
 from exadask.runtime.job import Failure, TaskFailed
 from exadask.runtime.parcel import Packer
 from exadask.runtime.roster import Roster
@@ -40,6 +41,7 @@ from exadask.runtime.task_record import (
     TaskRecord,
     allowed_nodes,
     local_bytes,
+    rank_of,
     share_on_wire,
 )
 
@@ -69,6 +71,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self.on_waiting: Callable[[], None] = _do_nothing
         self.why_no_node: Callable[[Demand], str | None] = lambda demand: None
         self._held: set[str] = set()
+        self._backlog: dict[str, list[Demand]] = {}
         self._cancelled_early: set[str] = set()
         self._placing: set[str] = set()
         self._is_dispatch_due = False
@@ -83,6 +86,9 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             "exadask-leaving": self._on_leaving,
             "exadask-cancel": self._on_cancel,
             "exadask-report": self._on_report,
+            "exadask-progress": self._on_progress,
+            "exadask-drop": self._on_drop,
+            "exadask-backlog": self._on_backlog,
             "exadask-ended": self._on_ended,
             "exadask-lend": self._on_lend,
             "exadask-reclaim": self._on_reclaim,
@@ -102,7 +108,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     # -- tasks ------------------------------------------------------------------------------
 
-    def _on_cancel(self, key: str, client: str) -> None:
+    def _on_cancel(self, key: str, client: str | None) -> None:
         """Cancel a task; its graph may still be on the way, since Dask unpacks it elsewhere."""
         if key not in self._scheduler.tasks:
             if self._scheduler._active_graph_updates:  # otherwise it is done and forgotten
@@ -175,18 +181,22 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     def _enqueue(self, key: str, record: TaskRecord) -> None:
         ts = self._scheduler.tasks[key]
         record.lost_on = [node for node in record.lost_on if node not in self.roster.excused]
+        if record.is_bundle and record.attempts and record.kept in (None, -1):
+            self._dissolve(key, record)
+            return
         if len(record.lost_on) >= _MAX_NODES_LOST:
             self._stop(key, NodeLost(record.name, tuple(record.lost_on)))
             return
         task = WaitingTask(
             task=TaskId(key),
             request=record.request,
-            priority=tuple(ts.priority),
+            priority=rank_of(ts, record),
             locality=local_bytes(ts, self.roster.by_address),
             warm_key=record.warm_key,
             allowed=record.allowed,
             pool=record.pool,
             alone=len(record.lost_on) == _MAX_NODES_LOST - 1,
+            is_bundle=record.is_bundle,
         )
         try:
             self.placement.submit(task, self._loop.time())
@@ -194,6 +204,12 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self._stop(key, self._impossible(record))
         else:
             self._dispatch_soon()
+
+    def _dissolve(self, key: str, record: TaskRecord) -> None:
+        """Leave a bundle whose node is gone to its client, which knows what of it is not done."""
+        is_suspect = bool(record.lost_on)
+        self._tell(record, {"op": "exadask-dissolved", "key": key, "is_suspect": is_suspect})
+        self._loop.call_soon(self._on_cancel, key, record.client)
 
     def give_up_hopeless(self) -> None:
         """Fail the waiting tasks that no node can ever run, connected or still to come."""
@@ -273,14 +289,70 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self.placement.release(ShareId(share))
             self._dispatch_soon()
 
-    def _on_report(self, share: int, key: str, report: bytes, may_retry: bool, **_: object) -> None:
+    def _on_report(
+        self,
+        share: int,
+        key: str,
+        report: bytes,
+        kept: int | None,
+        may_retry: bool,
+        **_: object,
+    ) -> None:
         record = self._records.get(key)
         if record is not None and record.share is not None and record.share.share_id == share:
             record.has_ended = True
+            record.kept = record.kept if kept is None else kept
             if not may_retry:
                 self._scheduler.tasks[key].retries = 0
-            self._tell(record, {"op": "exadask-report", "report": report})
+            self._tell(record, {"op": "exadask-report", "key": key, "report": report})
         self._on_ended(share)
+
+    def _on_progress(self, key: str, worker: str, **news: Any) -> None:
+        """Pass on how calls of a bundle ended."""
+        record = self._records.get(key)
+        if record is not None:
+            message = {name: news[name] for name in ("items", "returned")}
+            self._tell(record, {"op": "exadask-progress", "key": key, **message})
+
+    def _on_drop(self, key: str, index: int, **_: object) -> None:
+        """Take a call out of a bundle, wherever that is."""
+        record = self._records.get(key)
+        if record is not None:
+            record.dropped.append(index)
+            if record.share is not None:
+                self._send_drops(record, key, [index])
+
+    def _send_drops(self, record: TaskRecord, key: str, indices: list[int]) -> None:
+        if record.node in self._scheduler.stream_comms:
+            message = {"op": "exadask-drop", "key": key, "indices": indices}
+            self._scheduler.stream_comms[record.node].send(message)
+
+    def _on_backlog(self, lanes: list[list[Any]], client: str, **_: object) -> None:
+        """Take note of what a client has not sent yet; say how many of each could run at once."""
+        demands, slots = [], []
+        for number, pool, count, wish in lanes:
+            request = Resources(**wish)
+            demands.append(Demand(request=request, pool=pool, count=count))
+            slots.append([number, self.placement.capacity(request, pool)])
+        self._backlog[client] = demands
+        comm = self._scheduler.client_comms.get(client)
+        if comm is not None and not comm.closed():
+            comm.send({"op": "exadask-slots", "slots": slots})
+        if demands:
+            self.on_waiting()
+
+    def demand(self) -> list[Demand]:
+        """Count what waits, here and at the clients, by what it needs."""
+        counts: dict[Demand, int] = {}
+        unsent = [one for demands in self._backlog.values() for one in demands]
+        for one in (*self.placement.demand(), *unsent):
+            key = replace(one, count=0)
+            counts[key] = counts.get(key, 0) + one.count
+        return [replace(key, count=count) for key, count in counts.items()]
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        """Forget what a client that has gone had not sent."""
+        self._backlog.pop(client, None)
 
     def _tell(self, record: TaskRecord, message: dict[str, Any]) -> None:
         comm = self._scheduler.client_comms.get(record.client)
@@ -374,6 +446,8 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         for command in self.placement.dispatch(self._loop.time()):
             if isinstance(command, Resume):
                 self._resume(command.share)
+            elif isinstance(command, Yield):
+                self._ask_to_yield(command)
             else:
                 places.append(command)
         self._placing = {place.task for place in places if self._pin(place)}
@@ -397,7 +471,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         ts.suspicious = 0  # Dask blames the innocent too; we keep our own count
         ts.annotations = {
             **(ts.annotations or {}),
-            SHARE: {**share_on_wire(place.share), "attempt": record.attempts},
+            SHARE: {**share_on_wire(place.share), "attempt": record.attempts, "kept": record.kept},
         }
         return True
 
@@ -409,6 +483,8 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         if was_pinned and record is not None and ts is not None and ts.state == "processing":
             news = {"op": "exadask-placed", "key": ts.key, "node": str(place.share.node)}
             self._tell(record, news)
+            if record.dropped:
+                self._send_drops(record, ts.key, record.dropped)
             return
         self.placement.release(place.share.share_id)
         self._follow_status(self.roster.address_of(place.share.node))
@@ -422,6 +498,13 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         address = self.roster.address_of(share.node)
         if address in self._scheduler.stream_comms:
             message = {"op": "exadask-resume", "share": share_on_wire(share)}
+            self._scheduler.stream_comms[address].send(message)
+
+    def _ask_to_yield(self, command: Yield) -> None:
+        """Ask a bundle to end before its next call."""
+        address = self.roster.address_of(command.share.node)
+        if address in self._scheduler.stream_comms:
+            message = {"op": "exadask-yield", "key": command.share.task}
             self._scheduler.stream_comms[address].send(message)
 
     def _set_timer(self) -> None:
@@ -459,13 +542,13 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         record = self._records.get(key)
         return record.name if record else key
 
-    async def output(self, key: str, stream: str) -> bytes:
+    async def output(self, key: str, stream: str, index: int | None = None) -> bytes:
         """Fetch what a task has written from the node where it ran last."""
         record = self._records.get(key)
         if record is None or record.node not in self._scheduler.workers:
             return b""
         written: bytes = await self._scheduler.rpc(record.node).exadask_output(
-            key=key, stream=stream
+            key=key, stream=stream, index=index
         )
         return written
 

@@ -76,16 +76,10 @@ class Segment:
         segment = _of_buffer[address, data.nbytes] = cls.copy_of(data)
         return segment
 
-    def view(self) -> memoryview:
+    def view(self, *, read_only: bool = False) -> memoryview:
         """Map the memory: readable and writable, where writing makes private copies of pages."""
-        return memoryview(
-            mmap.mmap(
-                self.fd,
-                self.nbytes,
-                flags=mmap.MAP_PRIVATE,
-                prot=mmap.PROT_READ | mmap.PROT_WRITE,
-            )
-        )
+        protection = mmap.PROT_READ if read_only else mmap.PROT_READ | mmap.PROT_WRITE
+        return memoryview(mmap.mmap(self.fd, self.nbytes, flags=mmap.MAP_PRIVATE, prot=protection))
 
     def _holds(self, address: int) -> bool:
         if self._reading is None:

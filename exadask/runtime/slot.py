@@ -15,11 +15,14 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import exadask
 from exadask.runtime.background import Background
-from exadask.runtime.job import Answer, Ask, Done, News, Run
+from exadask.runtime.board import Board
+from exadask.runtime.job import Answer, Ask, BundleDone, Done, Item, News, Run, RunBundle
 from exadask.runtime.limits import MARK, descendants_of, end_family
+from exadask.runtime.segment import Segment
 from exadask.runtime.wire import Decoder, encode, send_head
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,11 @@ class SlotDied(Exception):
     def __init__(self, returncode: int) -> None:
         super().__init__(returncode)
         self.returncode = returncode
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether someone, or the kernel, ended it."""
+        return self.signal_name in ("SIGTERM", "SIGKILL")
 
     @property
     def signal_name(self) -> str | None:
@@ -119,7 +127,9 @@ class Slot:
         self.warm: set[str] = set()
         self.is_busy = False
         self.on_ask: Callable[[Ask], None] | None = None
-        self._done: asyncio.Future[Done] | None = None
+        self.on_item: Callable[[Item], None] | None = None
+        self._board: Board | None = None
+        self._done: asyncio.Future[Any] | None = None
         self._exited = asyncio.Event()
         self._decoder = Decoder()
         self._loop = asyncio.get_running_loop()
@@ -147,16 +157,42 @@ class Slot:
         SlotDied
             The process ended before the job did.
         """
+        done = await self._run(order)
+        assert isinstance(done, Done)
+        return done
+
+    async def run_bundle(self, order: RunBundle) -> BundleDone:
+        """Run a bundle; how it goes on is on the `board`, what is too large for that is told.
+
+        Raises
+        ------
+        SlotDied
+            The process ended before the bundle did.
+        """
+        done = await self._run(order)
+        assert isinstance(done, BundleDone)
+        return done
+
+    async def _run(self, order: Run | RunBundle) -> Any:
         self._done = self._loop.create_future()
-        if order.job.setup is not None:
-            self.warm.add(order.job.setup.key)
+        if order.kind.setup is not None:
+            self.warm.add(order.kind.setup.key)
         if not self.is_alive:
             self._done.set_exception(SlotDied(self._returncode()))
         else:
             await self.send(order)
         return await self._done
 
-    async def send(self, message: Run | Answer | News) -> None:
+    def board(self) -> tuple[Board, Segment | None]:
+        """Give the memory that it shares with the process; the first time, what to send of it."""
+        if self._board is not None:
+            return self._board, None
+        self._board = Board.create()
+        memory = Segment(os.dup(self._board.fd), 1)
+        self._board.close_fd()
+        return self._board, memory
+
+    async def send(self, message: Run | RunBundle | Answer | News) -> None:
         """Send a message; a process that has ended is found out by who waits for it."""
         data, fds = encode(message)
         async with self._send_lock:
@@ -174,7 +210,7 @@ class Slot:
         """Note where the output of the next job begins."""
         return {name: Captured(file=file, start=file.size()) for name, file in self._files.items()}
 
-    def is_worn(self, done: Done) -> bool:
+    def is_worn(self, done: Done | BundleDone) -> bool:
         """Whether the process must not run another job: it has company, or full files."""
         written = sum(file.size() for file in self._files.values())
         if written > _CAPTURE_LIMIT_BYTES:
@@ -188,8 +224,9 @@ class Slot:
 
     async def close(self) -> None:
         """Let an idle process go: it ends by itself when its socket closes."""
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
+        if self._socket.fileno() >= 0:  # it may have ended meanwhile
+            self._loop.remove_reader(self._socket)
+            self._socket.close()
         try:
             await asyncio.wait_for(self._exited.wait(), timeout=1)
         except asyncio.TimeoutError:
@@ -264,6 +301,9 @@ class Slot:
             if isinstance(message, Ask):
                 if self.on_ask is not None:
                     self.on_ask(message)
+            elif isinstance(message, Item):
+                if self.on_item is not None:
+                    self.on_item(message)
             elif self._done is not None and not self._done.done():
                 self._done.set_result(message)
 
@@ -311,7 +351,7 @@ class SlotPool:
 
     def release(self, slot: Slot, *, is_worn: bool) -> None:
         """Give a slot back; a worn one is ended, and so is the oldest of too many idle ones."""
-        slot.is_busy, slot.on_ask = False, None
+        slot.is_busy, slot.on_ask, slot.on_item = False, None, None
         if is_worn or not slot.is_alive:
             self._let_go(slot, kill=True)
         idle = [one for one in self._slots if self._is_idle(one)]

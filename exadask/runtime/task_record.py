@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from distributed import Scheduler
 from distributed.scheduler import TaskState
 
+from exadask.core.events import NOWHERE
 from exadask.core.ledger import NodeId, Share, ShareId
 from exadask.resources import Resources
 
@@ -48,6 +50,15 @@ class TaskRecord:
         How many times it was placed.
     lost_on : list of NodeId
         Nodes that died in a row while it was there.
+    order : int or None
+        Its place among the tasks that were sent with it: Dask would order them by its own taste.
+    is_bundle : bool
+        Whether it is many calls, whose client knows them one by one.
+    dropped : list of int
+        Calls of the bundle that nobody wants any more.
+    kept : int or None
+        The call of the bundle whose result its task keeps; -1: none. None: it has not run to its
+        end.
     """
 
     request: Resources
@@ -62,6 +73,10 @@ class TaskRecord:
     node: str | None = None
     attempts: int = 0
     lost_on: list[NodeId] = field(default_factory=list)
+    order: int | None = None
+    is_bundle: bool = False
+    dropped: list[int] = field(default_factory=list)
+    kept: int | None = None
 
     @classmethod
     def of(cls, ts: TaskState, allowed: frozenset[NodeId] | None) -> TaskRecord:
@@ -69,13 +84,29 @@ class TaskRecord:
         wish = (ts.annotations or {}).get(REQUEST)
         asked = wish if wish is not None else _UNTAGGED
         return cls(
-            request=Resources(**{name: asked[name] for name in _UNTAGGED}),
+            request=_request(*[asked[name] for name in _UNTAGGED]),
             name=wish["name"] if wish else str(ts.key),
             client=wish["client"] if wish else None,
             warm_key=wish["warm_key"] if wish else None,
             pool=wish["pool"] if wish else None,
             allowed=allowed,
+            order=wish["order"] if wish else None,
+            is_bundle=wish is not None and wish.get("is_bundle", False),
         )
+
+
+@lru_cache(maxsize=4096)
+def _request(
+    cores: int, gpu_units: int, memory_bytes: int | None, time_s: float | None
+) -> Resources:
+    """Build a request; tasks that ask for the same share it."""
+    return Resources(cores=cores, gpu_units=gpu_units, memory_bytes=memory_bytes, time_s=time_s)
+
+
+def rank_of(ts: TaskState, record: TaskRecord) -> tuple[int, ...]:
+    """Say where a task stands: by the user's priority, then as they came."""
+    priority = tuple(ts.priority)
+    return priority if record.order is None else (*priority[:2], record.order)
 
 
 def allowed_nodes(
@@ -90,8 +121,10 @@ def allowed_nodes(
     return frozenset(nodes[one] for one in addresses if one in nodes)
 
 
-def local_bytes(ts: TaskState, nodes: Mapping[str, NodeId]) -> dict[NodeId, int]:
+def local_bytes(ts: TaskState, nodes: Mapping[str, NodeId]) -> Mapping[NodeId, int]:
     """Count the bytes of a task's inputs on each node [bytes]."""
+    if not ts.dependencies:
+        return NOWHERE
     found: dict[NodeId, int] = {}
     for dependency in ts.dependencies:
         for worker in dependency.who_has or ():

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from exadask.runtime.attempt import Attempt
-from exadask.runtime.child import failure_of
 from exadask.runtime.job import Job, Usage
+from exadask.runtime.outcomes import failure_of
 from exadask.runtime.parcel import Parcel
 
 _states: dict[str, Any] = {}
@@ -35,14 +35,14 @@ async def run_in_thread(
 def _call(job: Job, inputs: tuple[object, ...]) -> Any:
     try:
         values = [_giver_of(value) for value in inputs]
-        function = job.function.load(values)
+        function = job.kind.function.load(values)
         arguments, keywords = job.arguments.load(values)
-        if job.setup is not None:
+        if job.kind.setup is not None:
             arguments = (_state(job), *arguments)
         value = function(*arguments, **keywords)
         return asyncio.run(value) if inspect.iscoroutine(value) else value
     except BaseException as error:  # the task's boundary: whatever it raises is its result
-        return failure_of(error, job)
+        return failure_of(error, job.kind)
 
 
 def _giver_of(value: object) -> Callable[[], object]:
@@ -50,7 +50,7 @@ def _giver_of(value: object) -> Callable[[], object]:
 
 
 def _state(job: Job) -> Any:
-    assert job.setup is not None
-    if job.setup.key not in _states:
-        _states[job.setup.key] = job.setup.function.load()()
-    return _states[job.setup.key]
+    assert job.kind.setup is not None
+    if job.kind.setup.key not in _states:
+        _states[job.kind.setup.key] = job.kind.setup.function.load()()
+    return _states[job.kind.setup.key]

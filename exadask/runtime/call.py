@@ -1,0 +1,201 @@
+"""A call on this side of the cluster, who wants to know what becomes of it, and the way there."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+from exadask.runtime.job import Kind, Report, Stream, WithKeywords
+from exadask.runtime.parcel import Parcel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from distributed import Future as DaskFuture
+
+    Arguments = Parcel | tuple[Any, ...] | WithKeywords
+
+
+LEAST_WINDOW = 2**15
+"""So many calls in flight keep a few slots busy, be they as short as they may [calls]."""
+
+_PROCESS = os.urandom(8).hex()
+_serial = itertools.count()
+
+
+def new_key(name: str) -> str:
+    """Make a name that no other call, task or client of the same cluster has."""
+    return f"{name}-{_PROCESS}{next(_serial):08x}"
+
+
+class Call:
+    """One call that was submitted here.
+
+    Parameters
+    ----------
+    kind : Kind
+        What it has in common with others.
+    key : str, optional
+        Its name in the cluster; by default a new one, when it is asked for.
+    arguments : Parcel, tuple or WithKeywords
+        Its arguments; as they are if nothing in them can ever change.
+    inputs : tuple of Call or distributed.Future
+        What gives the values of the futures among its arguments, in the order of its parcel.
+
+    Attributes
+    ----------
+    observer : Observer or None
+        Who wants to know; None once there is nothing more to tell.
+    function : str
+        What it has in common with calls that last as long.
+    bundle : int or None
+        How many calls its user wants in a bundle [calls]; None: as many as suit.
+    nbytes : int
+        Size of its arguments [bytes]; 0 if they are tiny.
+    is_single : bool
+        Whether it must travel alone.
+    is_dropped : bool
+        Whether nobody wants it any more.
+    n_retried : int
+        Attempts that followed an exception, in bundles.
+    value : object
+        Its result, if that is here: a Parcel, or the value itself if it is of a plain kind.
+    has_value : bool
+        Whether it is.
+    remote : distributed.Future or None
+        Keeps the task whose result is this call's in the cluster.
+    error : BaseException or None
+        Why it has no result.
+    place : object
+        The task that it is, or in which it travels; None while it waits here.
+    index : int
+        Its place in the bundle in which it travels.
+    dependents : list of Call or None
+        Calls that wait for its result.
+    n_missing : int
+        How many of its inputs it waits for.
+    """
+
+    # Defaults of the class: there are millions of calls, and most need no more than three of these.
+    inputs: tuple[Call | DaskFuture, ...] = ()
+    observer: Observer | None = None
+    is_single = is_dropped = has_value = False
+    n_retried = index = n_missing = nbytes = 0
+    bundle: int | None = None
+    value: Any = None
+    remote: DaskFuture | None = None
+    error: BaseException | None = None
+    place: Any = None
+    dependents: list[Call] | None = None
+    _key: str | None = None
+
+    def __init__(
+        self,
+        kind: Kind,
+        arguments: Arguments,
+        inputs: tuple[Call | DaskFuture, ...] = (),
+        key: str | None = None,
+    ) -> None:
+        self.kind, self.arguments, self.function = kind, arguments, kind.source
+        if kind.bundle is not None:
+            self.bundle = kind.bundle
+        if type(arguments) is Parcel:
+            self.nbytes = arguments.nbytes
+        if kind.is_single:
+            self.is_single = True
+        if inputs:
+            self.inputs = inputs
+        if key is not None:
+            self._key = key
+
+    @property
+    def key(self) -> str:
+        """Its name in the cluster: unique."""
+        if self._key is None:
+            self._key = new_key(self.kind.name)
+        return self._key
+
+    def __repr__(self) -> str:
+        return f"<Call {self.key}>"
+
+
+class Observer(Protocol):
+    """Who wants to know what becomes of calls; called on the gateway's thread.
+
+    Attributes
+    ----------
+    wants_reports : bool
+        Whether it wants to know of each attempt.
+    """
+
+    wants_reports: bool
+
+    def placed(self, call: Call, node: str) -> None:
+        """Take the news that a call has a share of a node and starts."""
+
+    def reported(self, call: Call, report: Report) -> None:
+        """Take the report of one attempt."""
+
+    def finished(self, call: Call) -> None:
+        """Take the news that the result exists: as the call's value, or in the cluster."""
+
+    def failed(self, call: Call, error: BaseException) -> None:
+        """Take the news that there will never be a result."""
+
+    def cancel(self) -> object:
+        """End what it observes: nobody wants it any more."""
+
+    def running(self) -> bool:
+        """Whether what it observes has begun."""
+
+
+class Gateway(Protocol):
+    """The way to a cluster: through a Dask client, or from inside a task through its agent.
+
+    Attributes
+    ----------
+    lends : bool
+        Whether it belongs to a running task, which lends its share out while it waits.
+    """
+
+    lends: bool
+
+    def submit(self, call: Call, observer: Observer) -> None:
+        """Hand over a call; returns at once."""
+
+    def submit_all(self, calls: Sequence[Call], observer: Observer) -> None:
+        """Hand over several calls, none of which has inputs; returns at once."""
+
+    def cancel(self, call: Call) -> None:
+        """End a call, whether it waits or runs."""
+
+    def fetch(self, call: Call) -> Any:
+        """Bring a result here; blocks. Gives a Parcel, or the object itself."""
+
+    def explain(self, call: Call) -> str:
+        """Say what a call waits for; blocks."""
+
+    def output(self, call: Call, stream: Stream) -> bytes:
+        """Bring what a call has written; blocks."""
+
+    def forget(self, call: Call) -> None:
+        """Let go of a call that nobody here wants to know of any more; it runs to its end."""
+
+    def window(self) -> int:
+        """Say how many calls keep the cluster busy, whatever they are [calls]."""
+
+    def lend(self) -> bool:
+        """Lend the share of the running task out while it waits, if it can be.
+
+        Returns
+        -------
+        bool
+            Whether the caller must end it, by `reclaim` or `reclaim_soon`.
+        """
+
+    def reclaim(self) -> None:
+        """Wait until the share is back, unless the task still waits for something else."""
+
+    def reclaim_soon(self) -> None:
+        """Ask for the share, and do not wait for it."""

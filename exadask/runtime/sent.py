@@ -1,0 +1,323 @@
+"""Calls on their way: what a task of Dask's tells becomes what the calls in it are told."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from distributed import Future as DaskFuture
+
+from exadask.errors import ClusterLost, DependencyFailed
+from exadask.runtime.call import Call, new_key
+from exadask.runtime.gateway import Submission
+from exadask.runtime.job import (
+    Bundle,
+    Data,
+    Failure,
+    Job,
+    Kept,
+    Kind,
+    Report,
+    TaskFailed,
+    Usage,
+    WithInputs,
+    WithKeywords,
+)
+from exadask.runtime.parcel import Parcel
+
+if TYPE_CHECKING:
+    from exadask.runtime.bundling import Bundler, CallLane
+
+_CALL_S = 5e-6  # what a call costs a slot beside the time of its function
+_UNSEEN_S = 0.02  # news from a slot are not older
+
+
+class SingleTask:
+    """A call that is a task of its own."""
+
+    def __init__(self, bundler: Bundler, lane: CallLane, call: Call) -> None:
+        self._bundler, self._lane, self._call = bundler, lane, call
+        self._is_placed = self._is_over = self._has_more_output = False
+        call.place = self
+        arguments = call.arguments
+        if not isinstance(arguments, Parcel):
+            pair = arguments if type(arguments) is WithKeywords else (arguments, {})
+            arguments = Parcel(pickle.dumps(tuple(pair), 5))
+        work: Job | Data
+        if call.kind.is_data:
+            work = Data(key=call.key, kind=call.kind, value=arguments.shared_as(call.key))
+        else:
+            work = Job(key=call.key, kind=call.kind, arguments=arguments)
+        self.submission = Submission(
+            work=work,
+            observer=self,
+            inputs=(*_functions([call.kind]), *map(_input, call.inputs)),
+            retries=call.kind.retries - call.n_retried,
+        )
+
+    def placed(self, node: str) -> None:
+        """Take the news that it starts on a node."""
+        if not self._is_placed:
+            self._is_placed = True
+            self._lane.placed()
+            self._bundler.pump_soon()
+        if self._call.observer is not None:
+            self._call.observer.placed(self._call, node)
+
+    def reported(self, report: Report) -> None:
+        """Take the report of an attempt."""
+        call = self._call
+        if call.observer is None:
+            return
+        call.observer.reported(call, report)
+        self._has_more_output = report.stdout is None or report.stderr is None
+        if report.value is not None:
+            self._end()
+            estimate = self._bundler.estimates.of(call.function)
+            estimate.weighed(is_heavy=False)
+            if report.usage is not None:
+                estimate.measured(report.usage.wall_s + _CALL_S)
+            if self._has_more_output:
+                call.remote = self.submission.future
+            self._bundler.finish_here(call, Parcel(report.value))
+
+    def progressed(self, items: Sequence[bytes], returned: Sequence[int]) -> None:
+        """Take results, and what will not be run."""
+        raise AssertionError("a call that travels alone has no parts")
+
+    def dissolved(self, *, is_suspect: bool) -> None:
+        """Take the news that it is gone with its node."""
+        raise AssertionError("a call that travels alone is placed again by itself")
+
+    def finished(self) -> None:
+        """Take the news that its result is in the cluster."""
+        self._end()
+        call = self._call
+        if call.observer is not None:
+            self._bundler.estimates.of(call.function).weighed(is_heavy=True)
+            call.remote = self.submission.future
+            self._bundler.finish_there(call)
+
+    def failed(self, error: BaseException) -> None:
+        """Take the news that it has no result."""
+        self._end()
+        call = self._call
+        if call.observer is not None:
+            self._bundler.fail(call, _translated(error, call))
+
+    def _end(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._lane.ended(was_placed=self._is_placed)
+            self._bundler.pump_soon()
+
+
+class BundleTask:
+    """A bundle that was sent."""
+
+    def __init__(self, bundler: Bundler, lane: CallLane, calls: list[Call]) -> None:
+        self._bundler, self._lane = bundler, lane
+        self.calls: list[Call | None] = list(calls)
+        self._n_left = len(calls)
+        self._is_placed = self._is_over = False
+        self._node = ""
+        self.key = new_key(lane.kind.name)
+        kinds: dict[Kind, int] = {}
+        shared: dict[Call, int] = {}
+        for index, call in enumerate(calls):
+            call.place, call.index = self, index
+            if call.kind not in kinds:
+                kinds[call.kind] = len(kinds)
+        bundle = Bundle(
+            key=self.key,
+            kinds=tuple(kinds),
+            calls=pickle.dumps(
+                [_entry(call, shared) if call.inputs else call.arguments for call in calls], 5
+            ),
+            count=len(calls),
+            kind_of=tuple(kinds[call.kind] for call in calls) if len(kinds) > 1 else None,
+            expected_s=max(bundler.estimates.of(kind.source).mean_s for kind in kinds),
+            bound_s=lane.limit_s(calls),
+        )
+        inputs = (*_functions(kinds), *map(_input, shared))
+        self.submission = Submission(work=bundle, observer=self, inputs=inputs)
+
+    def drop(self, call: Call) -> None:
+        """Take a call out."""
+        self.calls[call.index] = None
+        self._n_left -= 1
+        if self._n_left == 0 and not self._is_placed:
+            self._bundler.gateway.cancel(self.key)
+        else:
+            self._bundler.gateway.drop(self.key, call.index)
+
+    def placed(self, node: str) -> None:
+        """Take the news that it starts on a node."""
+        self._node = node
+        if not self._is_placed:
+            self._is_placed = True
+            self._lane.placed()
+            self._bundler.pump_soon()
+        self._note_current(0)
+
+    def reported(self, report: Report) -> None:
+        """Take the report of an attempt; whether all of it failed is still to be told."""
+        self._end()
+
+    def progressed(self, items: Sequence[bytes], returned: Sequence[int]) -> None:
+        """Take results, and what will not be run."""
+        calls, node, finish = self.calls, self._node, self._bundler.finish_here
+        if not calls:  # all has failed
+            return
+        wall_s, count, place = 0.0, 0, -1
+        kind: Kind | None = None
+        for packed in items:
+            place, cpu_s, call_s, peak_bytes, outcome, out, err = pickle.loads(packed)
+            call = calls[place]
+            if call is None or call.observer is None:
+                continue
+            calls[place] = None
+            count += 1
+            if call.kind is not kind:
+                self._measured(kind, wall_s, count - 1)
+                kind, wall_s, count = call.kind, 0.0, 1
+            wall_s += call_s + _CALL_S
+            if call.observer.wants_reports:
+                texts = [one if type(one) is bytes else None for one in (out, err)]
+                report = Report(node, Usage(cpu_s, call_s, peak_bytes), *texts)
+                call.observer.reported(call, report)
+            if type(outcome) is Failure or type(outcome) is Kept:
+                self._take(call, outcome)
+            else:
+                finish(call, outcome)
+            if type(out) is tuple or type(err) is tuple:  # the rest of it is with the bundle
+                call.remote, call.place = self.submission.future, (self.key, call.index)
+            self._n_left -= 1
+        self._measured(kind, wall_s, count)
+        self._put_back([calls[index] for index in returned])
+        self._note_current(place + 1)
+
+    def dissolved(self, *, is_suspect: bool) -> None:
+        """Take the news that it is gone with its node."""
+        self._end()
+        if is_suspect:
+            undone = [call for call in self.calls if call is not None]
+            for call in undone[: self._n_suspects()]:
+                call.is_single = True  # one of these ran when the node died
+        self._put_back(self.calls)
+
+    def finished(self) -> None:
+        """Take the news that its result is in the cluster."""
+        self._end()
+        self._put_back(self.calls)
+
+    def failed(self, error: BaseException) -> None:
+        """Take the news that it has no result."""
+        self._end()
+        for call in self.calls:
+            if call is not None:
+                self._bundler.fail(call, error)
+        self.calls = []
+
+    def _take(self, call: Call, outcome: Failure | Kept) -> None:
+        """Pass on an end that is not just a small result."""
+        bundler = self._bundler
+        if isinstance(outcome, Kept):
+            call.remote = self.submission.future
+            bundler.estimates.of(call.function).weighed(is_heavy=True)
+            bundler.finish_there(call)
+        elif outcome.may_retry and call.n_retried < call.kind.retries:
+            call.n_retried += 1
+            bundler.put_back(self._lane, [call])
+        else:
+            bundler.fail(call, TaskFailed(call.key, call.kind.name, outcome))
+
+    def _n_suspects(self) -> int:
+        """Say how many of the calls whose end is not known may have begun already."""
+        work = self.submission.work
+        assert isinstance(work, Bundle)
+        is_known = work.expected_s == work.expected_s  # it is a number
+        return math.ceil(_UNSEEN_S / max(work.expected_s, _CALL_S)) if is_known else work.count
+
+    def _measured(self, kind: Kind | None, wall_s: float, count: int) -> None:
+        if kind is not None and count:
+            self._bundler.estimates.of(kind.source).measured(wall_s, count=count)
+
+    def _put_back(self, calls: Sequence[Call | None]) -> None:
+        back = [call for call in calls if call is not None]
+        for call in back:
+            self.calls[call.index] = None
+        self._n_left -= len(back)
+        if back:
+            self._bundler.put_back(self._lane, back)
+
+    def _note_current(self, index: int) -> None:
+        """Tell the call that runs now so."""
+        if index < len(self.calls):
+            call = self.calls[index]
+            if call is not None and call.observer is not None:
+                call.observer.placed(call, self._node)
+
+    def _end(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._lane.ended(was_placed=self._is_placed)
+            self._bundler.pump_soon()
+
+
+def _functions(kinds: Iterable[Kind]) -> list[Parcel | DaskFuture]:
+    """Give the functions that are in the cluster already."""
+    return [_input(kind.data) for kind in kinds if kind.data is not None]
+
+
+def _entry(call: Call, shared: dict[Call, int]) -> WithInputs:
+    """Write down a call with inputs; those that it shares with others get a number."""
+    assert isinstance(call.arguments, Parcel), "arguments with futures among them are packed"
+    inputs: list[Parcel | int] = []
+    for one in call.inputs:
+        if isinstance(one, Call) and one.kind.is_data:
+            inputs.append(shared.setdefault(one, len(shared)))
+        else:
+            small = _input(one)
+            assert isinstance(small, Parcel), "what is large travels alone"
+            inputs.append(small)
+    return WithInputs(call.arguments, tuple(inputs))
+
+
+def _input(one: Call | DaskFuture) -> Parcel | DaskFuture:
+    """Give the value of an input, or what Dask knows it by."""
+    if not isinstance(one, Call):
+        return one
+    if not one.has_value:
+        assert one.remote is not None, "an input has neither a value nor a place"
+        return one.remote
+    return one.value if isinstance(one.value, Parcel) else Parcel(pickle.dumps(one.value, 5))
+
+
+def _translated(error: BaseException, call: Call) -> BaseException:
+    """Say it of the input, if it was the input that failed."""
+    if isinstance(error, TaskFailed) and error.key == call.key:
+        return error
+    names = [one.kind.name if isinstance(one, Call) else str(one.key) for one in call.inputs]
+    if not names:
+        return error
+    if isinstance(error, TaskFailed):
+        chain, text = (error.name,), error.failure.summary
+    elif isinstance(error, ClusterLost):
+        chain, text = (names[0],), "it was cancelled, or its data is lost"
+    else:
+        chain, text = (_failed_input(call, names),), f"{type(error).__name__}: {error}"
+    failed = DependencyFailed(call.kind.name, chain, text)
+    failed.__cause__ = error
+    return failed
+
+
+def _failed_input(call: Call, names: Sequence[str]) -> str:
+    """Name the input that failed, where it was no task of ours."""
+    for one, name in zip(call.inputs, names, strict=True):
+        future = one.remote if isinstance(one, Call) else one
+        if future is not None and future.status == "error":
+            return name
+    return names[0]
