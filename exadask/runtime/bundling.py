@@ -37,7 +37,6 @@ _LIGHT_BYTES = 2**16
 _CALLS_PER_SLOT = 1024
 _MOST_WINDOW = 2**20
 _BACKLOG_INTERVAL_S = 0.5
-_CALL_S = 5e-6  # what a call costs a slot beside the time of its function
 
 
 class Bundler:
@@ -326,9 +325,9 @@ class Bundler:
 
     def _keep_function_of(self, kind: Kind) -> None:
         """Send a function that is large ahead, so that it goes to each node once."""
-        function, has_way = kind.function, self.gateway.is_within_process
+        function, is_here = kind.function, self.gateway.is_within_process
         is_light = function.is_small and function.nbytes <= _LIGHT_BYTES
-        if kind.data is None and not (has_way or is_light or kind.is_data):
+        if kind.data is None and not (is_here or is_light or kind.is_data):
             kind.data = Call(data_kind(kind.surroundings), function)
             kind.data.observer = _Nobody()
             self._open[kind.data] = None

@@ -39,7 +39,7 @@ class SingleTask:
 
     def __init__(self, bundler: Bundler, lane: CallLane, call: Call) -> None:
         self._bundler, self._lane, self._call = bundler, lane, call
-        self._is_placed = self._is_over = self._has_more_output = False
+        self._is_placed = self._is_over = False
         call.place = self
         arguments = call.arguments
         if not isinstance(arguments, Parcel):
@@ -72,14 +72,13 @@ class SingleTask:
         if call.observer is None:
             return
         call.observer.reported(call, report)
-        self._has_more_output = report.stdout is None or report.stderr is None
+        estimate = self._bundler.estimates.of(call.function)
+        if report.usage is not None:
+            estimate.measured(report.usage.wall_s + _CALL_S)
         if report.value is not None:
             self._end()
-            estimate = self._bundler.estimates.of(call.function)
             estimate.weighed(is_heavy=False)
-            if report.usage is not None:
-                estimate.measured(report.usage.wall_s + _CALL_S)
-            if self._has_more_output:
+            if report.stdout is None or report.stderr is None:  # the rest of it is there
                 call.remote = self.submission.future
             self._bundler.finish_here(call, Parcel(report.value))
 

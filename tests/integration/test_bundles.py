@@ -728,6 +728,25 @@ def test_higher_priority_goes_first(node: xd.Executor, tmp_path: Path) -> None:
     assert len({future.result(30) for future in busy}) == 2
 
 
+def test_a_bundle_ends_early_for_a_task_of_higher_priority(
+    node: xd.Executor, notes: Path, tmp_path: Path
+) -> None:
+    def wait_in_turn(place: int) -> None:
+        note(notes, place)
+        wait_for_file(tmp_path / ("first" if place == 0 else "rest"))
+
+    low = bundle(node, wait_in_turn, range(20), cores=2)
+    eventually(lambda: 0 in begun(notes))
+    urgent = node.options(cores=2, priority=1).submit(os.getpid)
+    eventually(lambda: "running" not in low[19].explain())  # the bundle has given its rest back
+    (tmp_path / "first").touch()
+    assert urgent.result(30) > 0
+    assert not low[2].done()
+    (tmp_path / "rest").touch()
+    concurrent.futures.wait(low, 30)
+    assert begun(notes) == dict.fromkeys(range(20), 1)
+
+
 # -- calls that leave something behind --------------------------------------------------------
 
 

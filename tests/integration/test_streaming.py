@@ -15,6 +15,7 @@ import pytest
 
 import exadask as xd
 from exadask.errors import ExecutorClosed, InvalidRequest, NotSerializable
+from exadask.runtime.cluster import EmbeddedCluster
 from exadask.testing.waiting import eventually
 
 TWO = xd.NodeShape.declare(cores=2)
@@ -90,11 +91,10 @@ def test_results_before_an_error_of_the_generator_are_not_lost(executor: xd.Exec
         yield from range(10)
         raise LookupError("no more")
 
-    got = []
+    results = executor.map(double, numbers())
+    assert list(itertools.islice(results, 10)) == [2 * n for n in range(10)]
     with pytest.raises(LookupError, match="no more"):
-        for result in executor.map(double, numbers()):
-            got.append(result)
-    assert got == [2 * n for n in range(10)]
+        next(results)
 
 
 def test_an_error_of_a_call_is_raised_in_its_turn(executor: xd.Executor) -> None:
@@ -121,6 +121,15 @@ def test_bad_sizes_are_refused(executor: xd.Executor, name: str, value: Any) -> 
 def test_a_map_has_a_timeout(executor: xd.Executor, tmp_path: Path) -> None:
     with pytest.raises(concurrent.futures.TimeoutError):
         list(executor.map(wait_for, [tmp_path / "never"], timeout=0.2))
+
+
+def test_the_scheduler_never_holds_more_than_a_few_tasks(executor: xd.Executor) -> None:
+    assert isinstance(executor._cluster, EmbeddedCluster)
+    scheduler = executor._cluster.scheduler
+    most = 0
+    for _ in executor.map(double, range(100_000)):
+        most = max(most, len(scheduler.tasks))
+    assert most <= 50  # some are done, and on their way out
 
 
 def test_chunksize_is_the_size_of_bundles(executor: xd.Executor) -> None:

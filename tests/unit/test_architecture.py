@@ -33,7 +33,9 @@ _ALLOWED = {
     | _BASE,
     "tasks": {"executor", "future", "runtime"} | _BASE,
     "commands": {"executor", "future", "runtime", "tasks"} | _BASE,
-    "executor": {"future", "lifetime", "mapped", "opening", "packing", "tasks", "monitor", "runtime", "core"} | _BASE,
+    "executor": {"future", "lifetime", "mapped", "opening", "packing", "tasks", "monitor"}
+    | {"runtime", "core"}
+    | _BASE,
     "opening": {"sites", "runtime"} | _BASE,
     "packing": {"captures", "future", "tasks", "runtime"} | _BASE,
     "captures": {"tasks"} | _BASE,
