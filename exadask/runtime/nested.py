@@ -47,7 +47,7 @@ class NestedService:
         self._bundler: Any = None
         self._connecting = asyncio.Lock()
         self._calls: dict[AnyAttempt, dict[str, Call]] = {}
-        self._kinds: weakref.WeakKeyDictionary[Slot, list[Kind]] = weakref.WeakKeyDictionary()
+        self._kinds: weakref.WeakKeyDictionary[Slot, dict[int, Kind]] = weakref.WeakKeyDictionary()
         self._background = Background()
 
     def answer(self, ask: Ask, slot: Slot, attempt: AnyAttempt, grant: Grant) -> None:
@@ -82,17 +82,17 @@ class NestedService:
                 return self._lend(attempt, grant)
             case "reclaim", ():
                 return await self._reclaim(attempt, grant)
+            case "submit", (_, int() as number, Kind() as kind, *_):
+                # It comes with the first of its calls only, and is good for later tasks as well.
+                self._kinds.setdefault(slot, {})[number] = kind
         bundler = await self._connected()
         if attempt.is_over:  # while the connection was made: nobody would end what it submits
             return None
         calls = self._calls.setdefault(attempt, {})
         match ask.verb, ask.arguments:
-            case "submit", (key, number, kind, arguments, inputs):
-                kinds = self._kinds.setdefault(slot, [])
-                if kind is not None:  # it comes with the first of its calls
-                    kinds.append(kind)
+            case "submit", (key, number, _, arguments, inputs):
                 known = tuple(calls[one] for one in inputs)
-                call = calls[key] = Call(kinds[number], arguments, known, key)
+                call = calls[key] = Call(self._kinds[slot][number], arguments, known, key)
                 return bundler.submit(call, _Relay(key, slot, self._background))
             case "forget", (key,):
                 calls.pop(key, None)
