@@ -669,6 +669,7 @@ def run():
     far = xd.Pool.declare("far", batch="slurm", queue="cpu", cores=4)
     print("#SBATCH" in preview(far, Path("runs")).scripts.job, "dask_jobqueue" in sys.modules)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a background job
 before = signal.getsignal(signal.SIGINT)
 thread = threading.Thread(target=run)
 thread.start()
