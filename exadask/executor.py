@@ -262,8 +262,7 @@ class Executor(concurrent.futures.Executor):
         with self._lock:
             self._check_open("submit tasks")
             packer = self._packer(task)
-        arguments = zip(*iterables)  # noqa: B905  # as map does
-        return (packer.call(args, {}, self._input_of) for args in arguments)
+        return packer.calls(zip(*iterables), self._input_of)  # noqa: B905  # as map does
 
     def _sent(self, task: Task[Any, T], calls: Iterable[tuple[Any, ...]]) -> Iterator[Future[T]]:
         """Submit calls of one task as they are asked for; its function is packed once."""

@@ -17,6 +17,7 @@ from exadask.runtime.parcel import Parcel
 
 _LEAST_REFILL = 256
 _AT_ONCE = 4096
+_BREATH_S = 0.0005
 
 
 class Mapped:
@@ -53,7 +54,7 @@ class Mapped:
         if window is not None:
             self._submit(window)
         while window is None and self._submit(_AT_ONCE):
-            pass  # what is submitted runs while the rest is packed
+            time.sleep(_BREATH_S)  # what is submitted goes on its way while the rest is packed
         if self._problem is not None and (window is None or not self._pending):
             raise self._problem
 

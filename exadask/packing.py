@@ -7,7 +7,7 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from exadask.captures import Captures
@@ -172,6 +172,21 @@ class TaskPacker:
         """Whether the function, packed now, would be the same."""
         return self._captures is not None and self._captures.are_unchanged()
 
+    def calls(
+        self, arguments: Iterable[tuple[Any, ...]], input_of: Callable[[Any, str], Any]
+    ) -> Iterator[Call]:
+        """Pack calls as they are asked for, with as little as can be for each."""
+        kind = self.kind
+        for args in arguments:
+            for one in args:
+                if type(one) is not int and not is_plain(one):
+                    break
+            else:
+                if not self._futures:
+                    yield Call(kind, args)
+                    continue
+            yield self.call(args, {}, input_of)
+
     def call(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], input_of: Callable[[Any, str], Any]
     ) -> Call:
@@ -240,10 +255,7 @@ def is_future(candidate: object) -> bool:
 
 
 def _are_plain(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    for one in args:
-        if type(one) is not int and not is_plain(one):
-            return False
-    return not kwargs or all(map(is_plain, kwargs.values()))
+    return all(map(is_plain, args)) and (not kwargs or all(map(is_plain, kwargs.values())))
 
 
 def _source_of(task: Task[Any, Any]) -> str:

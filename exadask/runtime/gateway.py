@@ -292,10 +292,10 @@ class DaskGateway:
         if one is not None:
             one.observer.reported(pickle.loads(report))
 
-    def _on_progress(self, key: str, items: Sequence[bytes], returned: Sequence[int]) -> None:
+    def _on_progress(self, key: str, items: bytes, returned: Sequence[int]) -> None:
         one = self._live.get(key)
         if one is not None:
-            one.observer.progressed(items, returned)
+            one.observer.progressed(pickle.loads(items), returned)
 
     def _on_dissolved(self, key: str, is_suspect: bool) -> None:
         one = self._live.pop(key, None)

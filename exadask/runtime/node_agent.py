@@ -215,7 +215,9 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             return Attempt(work, node, self._watch, config.kill_grace_s)
 
         def tell(items: Sequence[bytes], returned: Sequence[int]) -> None:
-            self._send("exadask-progress", key=work.key, items=items, returned=returned)
+            # As one piece: Dask looks through messages for what it should serialise.
+            packed = pickle.dumps(items, 5)
+            self._send("exadask-progress", key=work.key, items=packed, returned=returned)
 
         attempt = BundleAttempt(
             work,

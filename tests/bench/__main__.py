@@ -35,6 +35,8 @@ SCENARIOS = {
     "memory": "memory",
     "futures": "futures",
     "stream": "stream",
+    "placement": "placement_scale",
+    "simulated": "simulated",
 }
 
 
