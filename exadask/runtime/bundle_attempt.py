@@ -17,7 +17,7 @@ from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.parcel import Parcel
 from exadask.runtime.slot import Captured, Slot, SlotDied
 
-_POLL_S = 0.005
+_POLL_S = 0.05
 _SEEN_S = 0.003  # until then each side sees what the other has written
 _PATIENCE_S = 0.025
 _PATIENCE = 4

@@ -24,7 +24,7 @@ from exadask.runtime.runner import Runner
 
 _FORKING_S = 5e-5
 """A call that is faster has started no process, and did not wait [s]."""
-_MEASURED_S = 0.002
+_MEASURED_S = 0.05
 
 
 class BundleRunner:
@@ -88,7 +88,7 @@ class BundleRunner:
         """Look at the memory, which is too slow for every call."""
         self._peak_bytes = peak_bytes()
         forget_peak()
-        give_memory_back()
+        give_memory_back(self._peak_bytes)
 
     def _ended_since(self) -> float:
         """Processor time of children that ended since this was asked last [s]."""

@@ -24,6 +24,10 @@ _MIN_THREADS = 256
 SETTINGS: dict[str, Any] = {
     "distributed.worker.http.routes": [],
     "distributed.worker.profile.enabled": False,
+    # Dask wakes up 50 times a second to see whether it is late: 3 % of a core.
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.admin.tick.cycle": "5s",
+    "distributed.admin.system-monitor.interval": "2s",
     # Folders are nobody else's, and may lie where there are no locks.
     "distributed.worker.use-file-locking": False,
     # A pinned task cannot be stolen, and looking for one costs time for each.

@@ -304,7 +304,7 @@ class Usage(NamedTuple):
         Time from start to end [s].
     peak_bytes : int
         Largest memory of its processes together, as far as it was seen [bytes]. Calls of less than
-        some milliseconds are measured several together.
+        some hundredths of a second are measured several together.
     """
 
     cpu_s: float

@@ -12,6 +12,7 @@ from exadask.runtime.limits import (
     descendants_of,
     exact_memory_of,
     memory_of,
+    sampled_descendants_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -86,16 +87,26 @@ class MemoryWatch:
     async def look(self) -> None:
         """Measure every task once, and end those over their limit."""
         self._looks += 1
-        has_company = any(len(record.members) > 1 for record in self._records.values())
-        if has_company or self._looks % _TREE_EVERY == 0:
-            pids = [task.pid for task in self._records]
-            trees = await asyncio.to_thread(descendants_of, pids)
-            for task, record in self._records.items():
-                record.members = [task.pid, *trees.get(task.pid, ())]
+        await self._find_members()
         for task, record in list(self._records.items()):
             self._measure(record, memory_of(record.members))
             await self._judge(task, record)
         await self._guard_node()
+
+    async def _find_members(self) -> None:
+        """Find the processes of every task; all of the node's only where there is no other way."""
+        unknown = []
+        for task, record in self._records.items():
+            found = sampled_descendants_of(task.pid)
+            if found is None:
+                unknown.append(task.pid)
+            else:
+                record.members = [task.pid, *found]
+        has_company = any(len(record.members) > 1 for record in self._records.values())
+        if unknown and (has_company or self._looks % _TREE_EVERY == 0):
+            trees = await asyncio.to_thread(descendants_of, unknown)
+            for task, record in self._records.items():
+                record.members = [task.pid, *trees.get(task.pid, ())]
 
     async def _judge(self, task: Watched, record: _Record) -> None:
         limit = task.limit_bytes

@@ -9,7 +9,6 @@ import os
 import resource
 import sys
 import time
-from pathlib import Path
 
 from exadask.runtime.job import Usage
 
@@ -35,8 +34,11 @@ class Meter:
 
 def forget_peak() -> None:
     """Let the peak of this process's memory count from now on."""
-    with contextlib.suppress(OSError):  # without it the peak is that of the process's life
-        Path("/proc/self/clear_refs").write_text("5")
+    try:
+        with open("/proc/self/clear_refs", "wb") as clear:  # noqa: PTH123  # per task: keep it cheap
+            clear.write(b"5")
+    except OSError:
+        return  # the peak is that of the process's life
 
 
 def cpu_s() -> float:
@@ -80,9 +82,17 @@ def has_children() -> bool:
     return True
 
 
-def give_memory_back() -> None:
-    """Return freed memory to the system, or the next task would be blamed for it."""
-    if (_status_bytes(b"RssAnon:") or 0) < _TIDY_FROM_BYTES:
+def give_memory_back(at_most_bytes: int | None = None) -> None:
+    """Return freed memory to the system, or the next task would be blamed for it.
+
+    Parameters
+    ----------
+    at_most_bytes : int, optional
+        What this process has at most, if that is known: if it is little there is nothing to do.
+    """
+    if at_most_bytes is None:
+        at_most_bytes = _status_bytes(b"RssAnon:") or 0
+    if at_most_bytes < _TIDY_FROM_BYTES:
         return
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):  # glibc only

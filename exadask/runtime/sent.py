@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from exadask.runtime.bundling import Bundler, CallLane
 
 _CALL_S = 5e-6  # what a call costs a slot beside the time of its function
-_UNSEEN_S = 0.02  # news from a slot are not older
+_UNSEEN_S = 0.1  # news from a slot are not older
 
 
 class SingleTask:
