@@ -23,8 +23,6 @@ from exadask.tasks import Task, TaskOptions
 _PLAIN = TaskOptions()
 _MOST_KINDS = 4096
 _PATH_MAX = 4096
-_LIGHT_BYTES = 2**16
-"""Arguments that are larger travel alone [bytes]."""
 
 
 _getcwd = ctypes.PyDLL(None).getcwd  # as opposed to CDLL it keeps the interpreter's lock
@@ -212,8 +210,7 @@ class TaskPacker:
         call = Call(
             self.kind, parcel, tuple(input_of(one, self.kind.name) for one in packer.futures)
         )
-        is_light = parcel.is_small and parcel.nbytes <= _LIGHT_BYTES
-        if self._futures or not is_light:
+        if self._futures or not parcel.is_light:
             call.is_single = True
         return call
 

@@ -12,7 +12,17 @@ from dataclasses import replace
 from exadask.errors import ExadaskError, MemoryExceeded, TimeExceeded
 from exadask.runtime.attempt import Cancelled, crash, failure
 from exadask.runtime.background import Background
-from exadask.runtime.job import Bundle, BundleDone, Failure, Item, Kept, Kind, RunBundle, Usage
+from exadask.runtime.job import (
+    INLINE_OUTPUT_BYTES,
+    Bundle,
+    BundleDone,
+    Failure,
+    Item,
+    Kept,
+    Kind,
+    RunBundle,
+    Usage,
+)
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.parcel import Parcel
 from exadask.runtime.slot import Captured, Slot, SlotDied
@@ -21,7 +31,6 @@ _POLL_S = 0.05
 _SEEN_S = 0.003  # until then each side sees what the other has written
 _PATIENCE_S = 0.025
 _PATIENCE = 4
-_INLINE_OUTPUT_BYTES = 4096
 
 Tell = Callable[[Sequence[bytes], Sequence[int]], None]
 
@@ -341,7 +350,7 @@ class BundleAttempt:
         """Pass on what became of a call whose process is gone."""
         texts: list[bytes | tuple[int, int]] = []
         for piece in captured.values():
-            if piece.size() > _INLINE_OUTPUT_BYTES:
+            if piece.size() > INLINE_OUTPUT_BYTES:
                 self.outputs[index] = captured
                 texts.append((0, 0))
             else:

@@ -33,7 +33,6 @@ from exadask.runtime.job import (
 from exadask.runtime.sent import BundleTask, SingleTask
 
 _WINDOW_S = 0.002
-_LIGHT_BYTES = 2**16
 _CALLS_PER_SLOT = 1024
 _MOST_WINDOW = 2**20
 _BACKLOG_INTERVAL_S = 0.5
@@ -326,8 +325,7 @@ class Bundler:
     def _keep_function_of(self, kind: Kind) -> None:
         """Send a function that is large ahead, so that it goes to each node once."""
         function, is_here = kind.function, self.gateway.is_within_process
-        is_light = function.is_small and function.nbytes <= _LIGHT_BYTES
-        if kind.data is None and not (is_here or is_light or kind.is_data):
+        if kind.data is None and not (is_here or function.is_light or kind.is_data):
             kind.data = Call(data_kind(kind.surroundings), function)
             kind.data.observer = _Nobody()
             self._open[kind.data] = None

@@ -14,6 +14,9 @@ from exadask.runtime.segment import Segment
 Isolation = Literal["process", "thread"]
 _LONGEST_TEXT = 8000
 
+INLINE_OUTPUT_BYTES = 4096
+"""What a task has written travels with its result up to this size [bytes]."""
+
 Stream = Literal["stdout", "stderr"]
 
 

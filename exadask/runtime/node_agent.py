@@ -23,6 +23,7 @@ from exadask.runtime.admission import Admission, Grant
 from exadask.runtime.attempt import Attempt, Cancelled
 from exadask.runtime.bundle_attempt import BundleAttempt
 from exadask.runtime.job import (
+    INLINE_OUTPUT_BYTES,
     Bundle,
     Data,
     Failure,
@@ -46,7 +47,6 @@ from exadask.runtime.thread_slot import run_in_thread
 logger = logging.getLogger(__name__)
 
 AGENT = "exadask-agent"
-_INLINE_OUTPUT_BYTES = 4096
 _WARM_FROM_START = 4
 _SAME_SIGNAL_S = 1.0
 _NOT_BEGUN = ("waiting", "ready", "constrained", "fetch", "flight", "missing", "cancelled")
@@ -353,7 +353,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         output = {}
         if isinstance(attempt, Attempt):
             output = {
-                name: piece.read() if piece.size() <= _INLINE_OUTPUT_BYTES else None
+                name: piece.read() if piece.size() <= INLINE_OUTPUT_BYTES else None
                 for name, piece in attempt.captured.items()
             }
         report = Report(str(self._worker.name), attempt.usage, value=value, **output)

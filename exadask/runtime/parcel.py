@@ -21,6 +21,7 @@ _MAX_SEGMENTS = 64
 _PLAIN_KINDS = frozenset({int, float, bool, complex, type(None)})
 _PLAIN_TEXTS = frozenset({str, bytes})
 _PLAIN_LENGTH = 1024
+_LIGHT_BYTES = 2**16
 
 _inputs: contextvars.ContextVar[Sequence[Callable[[], Any]]] = contextvars.ContextVar(
     "exadask_inputs"
@@ -77,6 +78,11 @@ class Parcel:
     def is_small(self) -> bool:
         """Whether all of it is one byte string, with nothing in shared memory."""
         return isinstance(self.head, bytes) and not self.segments
+
+    @property
+    def is_light(self) -> bool:
+        """Whether it may as well travel with others as alone."""
+        return self.is_small and self.nbytes <= _LIGHT_BYTES
 
     def shared_as(self, name: str) -> Parcel:
         """Give the same content under a name, for all calls of a process together."""

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from exadask.errors import InvalidRequest
 from exadask.runtime import binding
-from exadask.runtime.job import Done, Failure, Kind, Run, RunBundle
+from exadask.runtime.job import INLINE_OUTPUT_BYTES, Done, Failure, Kind, Run, RunBundle
 from exadask.runtime.metering import Meter, has_children
 from exadask.runtime.outcomes import exit_failure, failure_of, pack_result
 from exadask.runtime.parcel import Parcel
@@ -22,7 +22,6 @@ Text: TypeAlias = "bytes | tuple[int, int]"
 
 _MOST_FUNCTIONS = 256
 _MOST_SHARED = 8
-_INLINE_OUTPUT_BYTES = 4096
 
 
 class Runner:
@@ -170,7 +169,7 @@ class Streams:
 
     def read(self, number: int, start: int, end: int) -> Text:
         """Read back what was written, if it is not much; otherwise say where it is."""
-        if end - start > _INLINE_OUTPUT_BYTES:
+        if end - start > INLINE_OUTPUT_BYTES:
             return start, end
         return os.pread(self._copies[number], end - start, start)
 
