@@ -26,7 +26,7 @@ from exadask.mapped import Mapped
 from exadask.opening import Cluster, open_cluster, split_settings
 from exadask.packing import Kinds, TaskPacker, as_task
 from exadask.resources import NodeShape
-from exadask.runtime.call import Call, Gateway
+from exadask.runtime.call import Call, Gateway, Observer
 from exadask.runtime.job import Kind
 from exadask.tasks import Task, TaskOptions
 
@@ -255,7 +255,18 @@ class Executor(concurrent.futures.Executor):
         if buffersize is None and not all(isinstance(one, Sized) for one in iterables):
             buffersize = self._gateway.window()
         calls = self._calls(task, iterables)
-        return Mapped(self._gateway, calls, buffersize, timeout).results()
+        mapped = Mapped(self._gateway, calls, self._hand_over, window=buffersize, timeout=timeout)
+        return mapped.results()
+
+    def _hand_over(self, calls: Sequence[Call], observer: Observer) -> None:
+        """Submit calls of one kind."""
+        with self._lock:
+            self._check_open("submit tasks")
+            if calls and not any(call.inputs for call in calls):
+                self._gateway.submit_all(calls, observer)
+                return
+            for call in calls:
+                self._gateway.submit(call, observer)
 
     def _calls(self, task: Task[Any, Any], iterables: Sequence[Iterable[Any]]) -> Iterator[Call]:
         """Give the calls of one task as they are asked for; its function is packed once."""

@@ -7,11 +7,12 @@ import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from exadask.errors import ExecutorClosed
 from exadask.future import Future, lent
-from exadask.runtime.call import Call, Gateway
+from exadask.runtime.call import Call, Gateway, Observer
 from exadask.runtime.job import Report
 from exadask.runtime.parcel import Parcel
 
@@ -29,6 +30,8 @@ class Mapped:
         The way to the cluster.
     calls : iterator of Call
         Gives the calls as they are asked for.
+    hand_over : callable
+        Submits calls; raises `ExecutorClosed` if none are taken any more.
     window : int, optional
         How many calls may be submitted whose results have not been taken [calls].
     timeout : float, optional
@@ -41,10 +44,13 @@ class Mapped:
         self,
         gateway: Gateway,
         calls: Iterator[Call],
+        hand_over: Callable[[Sequence[Call], Observer], None],
+        *,
         window: int | None,
         timeout: float | None,
     ) -> None:
         self._gateway, self._calls, self._window = gateway, calls, window
+        self._hand_over = hand_over
         self._end_s = None if timeout is None else time.monotonic() + timeout
         self._pending: deque[Call] = deque()
         self._awaited: Call | None = None
@@ -102,7 +108,6 @@ class Mapped:
 
     def failed(self, call: Call, error: BaseException) -> None:
         """Take the news that there is no result."""
-        call.error = error
         if call is self._awaited:
             self._is_there.set()
 
@@ -113,12 +118,12 @@ class Mapped:
             calls.extend(itertools.islice(self._calls, count))
         except BaseException as error:  # of the user's generator: what came before it counts
             self._problem = error
+        try:
+            self._hand_over(calls, self)
+        except ExecutorClosed as error:  # results that are there are given first
+            self._problem = error
+            return False
         self._pending.extend(calls)
-        if calls and not any(call.inputs for call in calls):
-            self._gateway.submit_all(calls, self)
-        else:
-            for call in calls:
-                self._gateway.submit(call, self)
         return len(calls) == count
 
     def _wait_for(self, call: Call) -> None:
@@ -140,8 +145,8 @@ class Mapped:
         future: Future[Any] = Future(self._gateway, call)
         if call.error is not None:
             future.failed(call, call.error)
-        elif call.has_value or call.remote is not None:
-            future.finished(call)
-        else:
+        elif call.is_dropped:
             future.cancel()
+        else:
+            future.finished(call)
         return future.result()

@@ -202,9 +202,9 @@ class Bundler:
         observer = call.observer
         if observer is None:
             return
+        call.value, call.has_value = value, True  # before it looks done to other threads
         call.observer = call.place = None
         call.arguments = _NOTHING
-        call.value, call.has_value = value, True
         del self._open[call]
         if not self._open:
             self._tell_if_idle()
@@ -226,8 +226,8 @@ class Bundler:
         observer = call.observer
         if observer is None:
             return
-        self._close_call(call)
         call.error = error
+        self._close_call(call)
         observer.failed(call, error)
         self._resolve(call)
 
@@ -262,8 +262,8 @@ class Bundler:
                     continue
                 if not (one.has_value or one.remote is not None):
                     observer = call.observer
-                    self._close_call(call)
                     call.error = _dependency_failed(call, one)
+                    self._close_call(call)
                     observer.failed(call, call.error)
                     stack.append(call)
                     continue

@@ -271,10 +271,11 @@ class NestedGateway:
         observer = call.observer
         match message.verb, message.arguments:
             case "finished", (value, is_here):
-                self._close(call)
                 call.value, call.has_value = value, is_here
+                self._close(call)
                 observer.finished(call)
             case "failed", (error,):
+                call.error = error
                 self._close(call)
                 observer.failed(call, error)
             case verb, arguments:

@@ -184,6 +184,16 @@ def test_maps_and_as_completed_inside_a_task(executor: xd.Executor) -> None:
     assert executor.submit(parent).result(60) == (299 * 150, 99 * 50)
 
 
+def test_large_results_of_a_map_inside_a_task(executor: xd.Executor) -> None:
+    def parent() -> int:
+        from exadask.executor import active_executor
+
+        inner = active_executor("parent")
+        return sum(len(text) for text in inner.map(lambda n: b"x" * n, [200_000, 300_000]))
+
+    assert executor.submit(parent).result(60) == 500_000
+
+
 # -- values that calls share ------------------------------------------------------------------
 
 
@@ -230,6 +240,16 @@ def test_a_closed_executor_takes_nothing() -> None:
         closed.broadcast(1)
     with pytest.raises(ExecutorClosed):
         closed.map(double, (n for n in range(3)))
+
+
+def test_a_map_that_outlives_its_executor_gives_what_it_has_and_says_why_no_more() -> None:
+    with xd.Executor(nodes=[TWO]) as closed:
+        results = closed.map(double, itertools.count(), buffersize=10)
+        assert next(results) == 0
+    got: list[int] = []
+    with pytest.raises(ExecutorClosed):
+        got.extend(results)
+    assert got == [2 * n for n in range(1, len(got) + 1)]
 
 
 def test_what_is_large_in_a_function_goes_to_each_node_once(tmp_path: Path) -> None:
