@@ -168,10 +168,7 @@ class Executor(concurrent.futures.Executor):
         """
         with self._lock:
             self._check_open("broadcast a value")
-            call = self._kinds.data(value)
-            future: Future[T] = Future(self._gateway, call)
-            self._gateway.submit(call, future)
-        return future
+            return self._submit(self._kinds.data(value))
 
     def options(self, **options: Any) -> Submitter:
         """Choose resources and more for the next calls, without a decorator.
@@ -297,7 +294,9 @@ class Executor(concurrent.futures.Executor):
     def _send(
         self, packer: TaskPacker, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Future[Any]:
-        call = packer.call(args, kwargs, self._input_of)
+        return self._submit(packer.call(args, kwargs, self._input_of))
+
+    def _submit(self, call: Call) -> Future[Any]:
         future: Future[Any] = Future(self._gateway, call)
         self._gateway.submit(call, future)
         return future

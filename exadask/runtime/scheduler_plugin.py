@@ -323,9 +323,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
                 self._send_drops(record, key, [index])
 
     def _send_drops(self, record: TaskRecord, key: str, indices: list[int]) -> None:
-        if record.node in self._scheduler.stream_comms:
-            message = {"op": "exadask-drop", "key": key, "indices": indices}
-            self._scheduler.stream_comms[record.node].send(message)
+        self._tell_node(record.node, {"op": "exadask-drop", "key": key, "indices": indices})
 
     def _on_backlog(self, lanes: list[list[Any]], client: str, **_: object) -> None:
         """Take note of what a client has not sent yet; say how many of each could run at once."""
@@ -495,17 +493,17 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
                 self._enqueue(place.task, record)
 
     def _resume(self, share: Share) -> None:
-        address = self.roster.address_of(share.node)
+        message = {"op": "exadask-resume", "share": share_on_wire(share)}
+        self._tell_node(self.roster.address_of(share.node), message)
+
+    def _tell_node(self, address: str | None, message: dict[str, Any]) -> None:
         if address in self._scheduler.stream_comms:
-            message = {"op": "exadask-resume", "share": share_on_wire(share)}
             self._scheduler.stream_comms[address].send(message)
 
     def _ask_to_yield(self, command: Yield) -> None:
         """Ask a bundle to end before its next call."""
-        address = self.roster.address_of(command.share.node)
-        if address in self._scheduler.stream_comms:
-            message = {"op": "exadask-yield", "key": command.share.task}
-            self._scheduler.stream_comms[address].send(message)
+        message = {"op": "exadask-yield", "key": command.share.task}
+        self._tell_node(self.roster.address_of(command.share.node), message)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
