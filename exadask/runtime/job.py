@@ -174,30 +174,34 @@ class Kind:
 _TRAVELLING = tuple(name for name in Kind.__slots__ if name not in ("function", "data", "lane"))
 
 
+class _Keyed:
+    """What Dask knows by its key."""
+
+    __slots__ = ()
+
+    key: str
+
+    def __dask_tokenize__(self) -> str:
+        """Spare Dask a look inside: the key is unique."""
+        return self.key
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(_Keyed):
     """One call of a function, ready to travel."""
 
     key: str
     kind: Kind
     arguments: Parcel
 
-    def __dask_tokenize__(self) -> str:
-        """Spare Dask a look inside: the key is unique."""
-        return self.key
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Data:
+class Data(_Keyed):
     """A value that is kept in the cluster, on every node where a call has needed it."""
 
     key: str
     kind: Kind
     value: Parcel
-
-    def __dask_tokenize__(self) -> str:
-        """Spare Dask a look inside: the key is unique."""
-        return self.key
 
 
 def data_kind(surroundings: Surroundings) -> Kind:
@@ -216,7 +220,7 @@ def data_kind(surroundings: Surroundings) -> Kind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bundle:
+class Bundle(_Keyed):
     """Several calls that any slot treats alike, ready to travel as one task.
 
     Parameters
@@ -265,10 +269,6 @@ class Bundle:
             pair = arguments if isinstance(arguments, WithKeywords) else (arguments, {})
             arguments = Parcel(pickle.dumps(tuple(pair), 5))
         return Job(key=self.key, kind=self.kind_at(index), arguments=arguments), inputs
-
-    def __dask_tokenize__(self) -> str:
-        """Spare Dask a look inside: the key is unique."""
-        return self.key
 
 
 def filled(work: Job | Bundle, inputs: tuple[Any, ...]) -> tuple[Job | Bundle, tuple[Any, ...]]:
