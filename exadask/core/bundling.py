@@ -68,7 +68,7 @@ class Pace:
         The same for calls that have never been measured [calls].
     """
 
-    bound_s: float = 0.4
+    bound_s: float = 0.5
     least_s: float = 0.01
     send_s: float = 0.0015
     most_calls: int = 8192

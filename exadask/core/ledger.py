@@ -267,6 +267,12 @@ class Ledger:
         if share.share_id in self._debt_of:
             self._set_debt(share.share_id, _Debt())
 
+    def pass_on(self, share_id: ShareId, task: TaskId) -> Share:
+        """Give a share that is not lent to another task; returns it as it is now."""
+        assert share_id not in self._lent, "it is lent"
+        share = self._held[share_id] = replace(self._held[share_id], task=task)
+        return share
+
     def lend(self, share_id: ShareId) -> None:
         """Take back the cores and GPUs of a task that waits, and leave it its memory.
 

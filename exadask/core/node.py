@@ -72,11 +72,16 @@ class Held:
     ) -> None:
         self.share, self.request, self.node, self.alone = share, request, node, alone
         self.is_bundle, self.priority = is_bundle, priority
-        self.is_asked = False
         self.promised_to: TaskId | None = None
-        self.ends_at = math.inf if request.time_s is None else now + request.time_s
         self.state = HeldState.HELD
         self.is_charged = False
+        self.begin(now)
+
+    def begin(self, now: float) -> None:
+        """Note that the task which holds it begins now [s]."""
+        self.is_asked = False
+        time_s = self.request.time_s
+        self.ends_at = math.inf if time_s is None else now + time_s
 
 
 class Node:

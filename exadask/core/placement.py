@@ -40,7 +40,7 @@ from types import MappingProxyType
 from exadask.core.books import Books
 from exadask.core.events import Demand, Offer, Place, Resume, WaitingTask, Yield
 from exadask.core.explain import explain_held, explain_waiting
-from exadask.core.ledger import NodeId, ShareId, TaskId
+from exadask.core.ledger import NodeId, Share, ShareId, TaskId
 from exadask.core.node import Held, HeldState, Node
 from exadask.core.prospects import check_possible, hopeless
 from exadask.core.queue import Rank, TaskClass, user_priority
@@ -266,6 +266,56 @@ class Placement:
         node.remove(held)
         self._books.note_wanted(node)
         self._books.changed(node, has_gained=True)
+
+    def successor(self, share_id: ShareId, now: float) -> WaitingTask | None:
+        """Choose the bundle that goes on with the share of one that is about to end.
+
+        It asks for the same, at the same priority, and nobody else waits who might have the better
+        right to what becomes free.
+
+        Returns
+        -------
+        WaitingTask or None
+            It waits no more: `pass_on` gives it the share, or `submit` queues it again.
+        """
+        held, order = self._books.held.get(share_id), self._queue.order
+        if held is None or held.state is not HeldState.HELD or held.promised_to is not None:
+            return None
+        if not held.is_bundle or len(order) != 1 or order[0][1].reserved is not None:
+            return None
+        cls, node = order[0][1], held.node
+        task, has_reservation = cls.head, node.reserved_for is not None
+        is_alike = task.is_bundle and cls.request == held.request and not cls.alone
+        if not is_alike or user_priority(task.priority) != held.priority:
+            return None
+        is_allowed = cls.allowed is None or node.name in cls.allowed
+        if not is_allowed or cls.pool not in (None, node.pool):
+            return None
+        if has_reservation or not node.is_open or not node.has_time(cls.request, now):
+            return None
+        self._queue.pop_head(cls)
+        self._yielding.forget(task.task)
+        return task
+
+    def pass_on(self, share_id: ShareId, task_id: TaskId, now: float) -> Share | None:
+        """Give the share of a bundle that has ended to its successor.
+
+        Returns
+        -------
+        Share or None
+            What it holds now. None: it was promised to another, or is lent or gone.
+        """
+        held = self._books.held.get(share_id)
+        if held is None or held.state is not HeldState.HELD or held.promised_to is not None:
+            return None
+        self._yielding.leave(held)
+        held.node.remove(held)
+        held.share = held.node.ledger.pass_on(share_id, task_id)
+        held.begin(now)
+        held.node.add(held)
+        self._yielding.enter(held)
+        self._books.changed(held.node, has_gained=False)
+        return held.share
 
     def lend(self, share_id: ShareId) -> None:
         """Give others the cores and GPUs of a task that waits for them; it keeps its memory.

@@ -233,7 +233,7 @@ class Allocator:
         """Gather what waits, what idles, and what goes on past the end of its node."""
         placement = self._plugin.placement
         outlasting = placement.outlasting(self._fleet.ending_nodes(now))
-        return self._plugin.demand(), self._idle_since, outlasting
+        return self._plugin.backlog.demand(), self._idle_since, outlasting
 
     def _perform(self, command: Command) -> None:
         match command:

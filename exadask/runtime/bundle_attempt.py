@@ -28,6 +28,7 @@ from exadask.runtime.parcel import Parcel
 from exadask.runtime.slot import Captured, Slot, SlotDied
 
 _POLL_S = 0.05
+_NEAR_S = 0.06  # the end is announced so long before it comes
 _SEEN_S = 0.003  # until then each side sees what the other has written
 _PATIENCE_S = 0.025
 _PATIENCE = 4
@@ -55,6 +56,8 @@ class BundleAttempt:
         Results up to this size are passed on [bytes].
     tell : callable
         Passes on packed items, and the indices of calls that will not be run.
+    announce : callable
+        Says that it is about to end.
     is_cut_off : callable
         Finds out whether a process was killed because the whole node is being ended.
     """
@@ -68,11 +71,12 @@ class BundleAttempt:
         kill_grace_s: float,
         inline_bytes: int,
         tell: Tell,
+        announce: Callable[[], None],
         is_cut_off: Callable[[], Awaitable[bool]],
     ) -> None:
         self.bundle, self.node = bundle, node
         self._watch, self._kill_grace_s, self._inline_bytes = watch, kill_grace_s, inline_bytes
-        self._tell, self._is_cut_off = tell, is_cut_off
+        self._tell, self._announce, self._is_cut_off = tell, announce, is_cut_off
         self.is_cancelled = self.is_over = self.was_killed = self.has_worn_slot = False
         self.usage: Usage | None = None
         self.slot: Slot | None = None
@@ -83,14 +87,14 @@ class BundleAttempt:
         self._gone: set[int] = set()
         self._last_done = -1
         self._kept_item: Item | None = None
-        self._must_yield = False
+        self._must_yield = self._is_announced = False
         self._stopping = -1  # the call that is being ended, and no other is begun meanwhile
         self._verdict: ExadaskError | None = None
         self._ending: asyncio.Task[None] | None = None
         self._background = Background()
         expected_s = bundle.expected_s
         is_bounded = bundle.bound_s < math.inf and expected_s == expected_s  # it is a number
-        self._patience_s = max(_PATIENCE_S, _PATIENCE * expected_s) if is_bounded else math.inf
+        self.patience_s = max(_PATIENCE_S, _PATIENCE * expected_s) if is_bounded else math.inf
 
     @property
     def kind(self) -> Kind:
@@ -134,6 +138,15 @@ class BundleAttempt:
             name = self.bundle.kind_at(index).name
             verdict = MemoryExceeded(name, limit_bytes, peak_bytes, self.node)
             self._background.start(self._stop(self.slot, index, 0, verdict))
+
+    @property
+    def must_yield(self) -> bool:
+        """Whether it was asked to begin no other call."""
+        return self._must_yield
+
+    def return_all(self) -> None:
+        """Give all calls back: none has begun."""
+        self._return(set(range(self.bundle.count)) - self._dropped)
 
     async def run_in(self, slot: Slot, order: RunBundle) -> int:
         """Run calls in a slot; returns with which call to go on, in this slot or another.
@@ -197,8 +210,19 @@ class BundleAttempt:
                 name = self.bundle.kind_at(progress.index).name
                 verdict = TimeExceeded(name, limit_s, self.node)
                 await self._stop(slot, progress.index, self._kill_grace_s, verdict)
-            if lasted_s > self._patience_s and not self._gone:
+            if lasted_s > self.patience_s and not self._gone:
                 await self._give_rest_back(slot)
+            self._announce_end(progress.index, lasted_s)
+
+    def _announce_end(self, index: int, lasted_s: float) -> None:
+        """Say that the end is near, as far as can be known."""
+        if self._is_announced or self._gone or self.patience_s == math.inf or index < 0:
+            return
+        expected_s = self.bundle.expected_s
+        left_s = (self.bundle.count - 1 - index) * expected_s + max(0.0, expected_s - lasted_s)
+        if left_s < _NEAR_S:
+            self._is_announced = True
+            self._announce()
 
     def _pass_on(self, items: Sequence[bytes]) -> None:
         if not items:

@@ -16,14 +16,17 @@ from exadask.runtime.metering import (
     forget_peak,
     give_memory_back,
     has_children,
+    highest_bytes,
     peak_bytes,
 )
 from exadask.runtime.outcomes import exit_failure, failure_of, pack_result
 from exadask.runtime.parcel import Parcel, is_plain
 from exadask.runtime.runner import Runner
 
-_FORKING_S = 5e-5
-"""A call that is faster has started no process, and did not wait [s]."""
+_SHORT_S = 5e-5
+"""A call that is faster has started no process, and its processor time is its wall time [s]."""
+_WAITED_S = 1e-4
+"""A call that starts a process waits for it to begin, at least so long [s]."""
 _MEASURED_S = 0.05
 
 
@@ -51,7 +54,7 @@ class BundleRunner:
         assert board is not None, "the first bundle came without a board"
         bundle, streams, clock = order.bundle, self._runner.streams, time.monotonic
         calls = pickle.loads(bundle.calls)
-        problem = self._settled(order)
+        problem = self._settled(order, is_sure=True)
         self._ended_cpu_s = ended_cpu_s()
         self._measure()
         began_s = measured_s = read_s = clock()
@@ -68,19 +71,24 @@ class BundleRunner:
             kind = bundle.kinds[bundle.kind_of[index]] if bundle.kind_of else bundle.kind
             outcome = problem or self._outcome(kind, arguments, order)
             end_s = clock()
-            used_s = end_s - start_s
-            is_long = used_s > _FORKING_S
-            if is_long:
+            used_s = wall_s = end_s - start_s
+            is_due = end_s - measured_s > _MEASURED_S
+            may_have_children = is_due
+            if wall_s > _SHORT_S:
                 cpu_before_s, cpu_s = cpu_s, time.process_time()
-                used_s = max(0.0, cpu_s - cpu_before_s - (start_s - read_s)) + self._ended_since()
+                used_s = max(0.0, cpu_s - cpu_before_s - (start_s - read_s))
                 read_s = end_s
-            if end_s - measured_s > _MEASURED_S:
-                self._measure()
+                if is_due or wall_s - used_s > _WAITED_S:
+                    may_have_children = True
+                    used_s += self._ended_since()
+            if is_due:
+                if wall_s > _MEASURED_S or highest_bytes() > self._peak_bytes:
+                    self._measure()
                 measured_s = clock()
-            problem = self._settled(order)
-            item = (index, used_s, end_s - start_s, self._peak_bytes, outcome, *streams.news())
+            problem = self._settled(order, is_sure=is_due)
+            item = (index, used_s, wall_s, self._peak_bytes, outcome, *streams.news())
             is_last = self._pass_on(item, order.inline_bytes)
-            if is_last or (is_long and has_children()):
+            if is_last or (may_have_children and has_children()):
                 return BundleDone(stop=index + 1, has_children=has_children())
         return BundleDone(stop=bundle.count, has_children=has_children())
 
@@ -95,10 +103,10 @@ class BundleRunner:
         before_s, self._ended_cpu_s = self._ended_cpu_s, ended_cpu_s()
         return self._ended_cpu_s - before_s
 
-    def _settled(self, order: RunBundle) -> Failure | None:
+    def _settled(self, order: RunBundle, *, is_sure: bool) -> Failure | None:
         """Make this process what the task asked for; if that cannot be, say why."""
         try:
-            self._runner.settle(order)
+            self._runner.settle(order, is_sure=is_sure)
         except InvalidRequest as error:
             return failure_of(error, order.kind)
         return None

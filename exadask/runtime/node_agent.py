@@ -43,12 +43,14 @@ from exadask.runtime.posting import Berth
 from exadask.runtime.slot import Captured, Slot, SlotKind, SlotPool
 from exadask.runtime.task_record import SHARE
 from exadask.runtime.thread_slot import run_in_thread
+from exadask.runtime.turns import Turns
 
 logger = logging.getLogger(__name__)
 
 AGENT = "exadask-agent"
 _WARM_FROM_START = 4
 _SAME_SIGNAL_S = 1.0
+_HEIR_PATIENCE_S = 0.15
 _NOT_BEGUN = ("waiting", "ready", "constrained", "fetch", "flight", "missing", "cancelled")
 _RUNNING = ("executing", "long-running")
 _serial = itertools.count()
@@ -105,7 +107,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
     async def setup(self, worker: Worker) -> None:
         """Take up work on a Dask worker."""
         self._worker = worker
-        self._admission = Admission()
+        self._admission, self._turns = Admission(), Turns()
         self._slots = SlotPool(self.mark, max_idle=self.shape.cores)
         self._threads = ThreadPoolExecutor(1024, thread_name_prefix="exadask-task")
         self._watch = MemoryWatch(self._config.poll_interval_s, self.shape.memory_bytes)
@@ -155,9 +157,12 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         if attempt is not None:
             if start in _RUNNING and finish == "released":
                 attempt.cancel(self._config.kill_grace_s)
+                self._turns.wake(key)
         elif start in _NOT_BEGUN and finish in ("released", "forgotten"):
             share = self._share_of(key)
-            if share is not None:  # it never began, or has left the thread of Dask's it ran in
+            if share is not None and not self._is_ahead(
+                share
+            ):  # it never began, or has left the thread of Dask's it ran in
                 self._send("exadask-ended", share=share["share"])
 
     async def run(self, work: Job | Bundle, inputs: tuple[object, ...]) -> object:
@@ -170,7 +175,8 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
                 raise Cancelled  # Dask has dropped the task, and ignores how it ends
             last = share["share"]
             if self._was_dropped(work.key):  # before it began, so no attempt gives its share back
-                self._send("exadask-ended", share=last)
+                if not self._is_ahead(share):
+                    self._send("exadask-ended", share=last)
                 raise Cancelled
             if isinstance(work, Bundle) and share["kept"] is not None:
                 work, inputs = work.one(share["kept"], inputs)
@@ -187,13 +193,19 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
     async def _attempt(
         self, work: Job | Bundle, inputs: tuple[object, ...], share: dict[str, Any]
     ) -> object:
-        attempt = self._new_attempt(work)
+        attempt = self._new_attempt(work, share)
         grant = Grant(share["share"], tuple(share["cores"]), dict(share["gpus"]))
         self._attempts[work.key] = attempt
         outcome: object = None
         kept: int | None = None
         try:
-            await self._admission.enter(grant)
+            if isinstance(attempt, BundleAttempt) and self._is_ahead(share):
+                await self._turns.wait(work.key, share["after"], _HEIR_PATIENCE_S)
+                if not attempt.is_cancelled and (attempt.must_yield or self._is_ahead(share)):
+                    attempt.return_all()
+                    return None
+            if not self._is_ahead(share):
+                await self._admission.enter(grant)
             if attempt.is_cancelled:
                 raise Cancelled
             outcome = await self._outcome(attempt, inputs, grant)
@@ -204,12 +216,21 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             return outcome
         finally:
             attempt.is_over = True
-            self._admission.leave(grant.share)
+            is_its_own = not self._is_ahead(share)
+            if is_its_own:
+                self._admission.leave(grant.share)
             if self._attempts.get(work.key) is attempt:
                 del self._attempts[work.key]
-            self._report(attempt, work.key, share, outcome, kept)
+            self._turns.wake(self._turns.heir_of(work.key))
+            if is_its_own:  # the heir goes first; Dask's own news of the end come later still
+                loop = asyncio.get_running_loop()
+                loop.call_soon(self._report, attempt, work.key, share, outcome, kept)
 
-    def _new_attempt(self, work: Job | Bundle) -> Attempt | BundleAttempt:
+    def _is_ahead(self, share: dict[str, Any]) -> bool:
+        """Whether a share is still that of the bundle before."""
+        return share["after"] in self._attempts
+
+    def _new_attempt(self, work: Job | Bundle, share: dict[str, Any]) -> Attempt | BundleAttempt:
         node, config = str(self._worker.name), self._config
         if isinstance(work, Job):
             return Attempt(work, node, self._watch, config.kill_grace_s)
@@ -226,6 +247,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             kill_grace_s=config.kill_grace_s,
             inline_bytes=config.inline_bytes,
             tell=tell,
+            announce=lambda: self._send("exadask-nearing", share=share["share"], key=work.key),
             is_cut_off=lambda: self._is_cut_off(attempt),
         )
         for index in self._drops.get(work.key, ()):
@@ -392,10 +414,15 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         attempt = self._attempts.get(key)
         if isinstance(attempt, BundleAttempt):
             attempt.give_way()
+            self._turns.wake(key)
         elif key in self._worker.state.tasks:
             self._yields.add(key)
 
     def _lend(self, attempt: Attempt | BundleAttempt, grant: Grant) -> None:
+        if isinstance(attempt, BundleAttempt):
+            heir = self._turns.heir_of(attempt.bundle.key)
+            if heir is not None:
+                self._on_yield(heir)  # it may have to wait for long
         self._admission.leave(grant.share)
         self._send("exadask-lend", share=grant.share)
 

@@ -33,7 +33,14 @@ class Runner:
         self._shared: dict[str, tuple[Any]] = {}
         self._cores: tuple[int, ...] | None = None
         self._n_cores = 0
+        self._has_moved = True
+        self._sys_path: list[str] = []
         self.streams = Streams()
+        sys.addaudithook(self._on_audit)
+
+    def _on_audit(self, event: str, _: tuple[Any, ...]) -> None:
+        if event == "os.chdir":
+            self._has_moved = True
 
     def run(self, order: Run) -> Done:
         """Run one job."""
@@ -56,8 +63,20 @@ class Runner:
             outcome = pack_result(outcome, kind)
         return Done(outcome=outcome, usage=meter.read(), has_children=has_children())
 
-    def settle(self, order: Run | RunBundle) -> None:
-        """Make this process what the task asked for: its cores, its modules, its directory."""
+    def settle(self, order: Run | RunBundle, *, is_sure: bool = True) -> None:
+        """Make this process what the task asked for: its cores, its modules, its directory.
+
+        Parameters
+        ----------
+        order : Run or RunBundle
+            What runs next.
+        is_sure : bool
+            Whether to ask the kernel for the directory. Otherwise it is believed to be the same as
+            long as nobody has called `os.chdir`: a question costs tens of microseconds where the
+            call before has emptied the caches.
+        """
+        if not (is_sure or self._has_moved) and sys.path == self._sys_path:
+            return
         self._enter(order)
         if order.n_cores != self._n_cores:
             self._n_cores = order.n_cores
@@ -68,16 +87,17 @@ class Runner:
             if order.cores:
                 binding.bind_threads(os.getpid(), order.cores)
 
-    @staticmethod
-    def _enter(order: Run | RunBundle) -> None:
+    def _enter(self, order: Run | RunBundle) -> None:
         """Go where the task was submitted, and see the modules that it saw there."""
         kind = order.kind
         surroundings = kind.surroundings
-        if surroundings.sys_path != tuple(sys.path):
-            sys.path[:] = surroundings.sys_path
+        self._sys_path = list(surroundings.sys_path)
+        if sys.path != self._sys_path:
+            sys.path[:] = self._sys_path
         try:
             if not _is_in(surroundings.cwd):
                 os.chdir(surroundings.cwd)
+            self._has_moved = False
         except OSError as error:
             raise InvalidRequest(
                 f"task {kind.name!r} was submitted in {surroundings.cwd}, but node {order.node!r} "

@@ -23,6 +23,7 @@ import exadask
 from exadask.config import Config
 from exadask.errors import ExadaskError, InvalidRequest
 from exadask.pool import Pool
+from exadask.resources import NodeShape
 from exadask.runtime.allocator import Allocator
 from exadask.runtime.certificates import create_certificates
 from exadask.runtime.dask_parts import NETWORK_SETTINGS, PortlessScheduler, allow_many_files
@@ -76,7 +77,7 @@ class SchedulerHost:
         )
         self.scheduler.handlers |= {
             "exadask_terms": self._answer(self.terms),
-            "exadask_nodes": self._answer(self.plugin.shapes),
+            "exadask_nodes": self._answer(self.shapes),
             "exadask_plan": self._answer(self.allocator.plan),
             "exadask_scale": self._answer(self.allocator.scale),
             "exadask_summary": self._answer(self.allocator.summary),
@@ -96,6 +97,10 @@ class SchedulerHost:
         finally:
             self.run.close()
             self._cleanup.close()
+
+    def shapes(self) -> dict[str, NodeShape]:
+        """Say what each connected node offers."""
+        return {str(name): node.shape for name, node in self.plugin.placement.nodes.items()}
 
     def terms(self) -> dict[str, Any]:
         """Say what clients must know: what may be asked for, and how to look at it."""

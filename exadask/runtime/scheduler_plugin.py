@@ -16,7 +16,6 @@ import logging
 import pickle
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
@@ -32,9 +31,11 @@ from exadask.errors import (
     NodeLost,
     NoNodeLeft,
 )
-from exadask.resources import NodeShape, Resources
+from exadask.runtime.backlog import Backlog
 from exadask.runtime.job import Failure, TaskFailed
 from exadask.runtime.parcel import Packer
+from exadask.runtime.questions import Questions
+from exadask.runtime.relay import Relay
 from exadask.runtime.roster import Roster
 from exadask.runtime.task_record import (
     SHARE,
@@ -66,12 +67,13 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self.placement = Placement(reserve_after_s=reserve_after_s)
         self._records: dict[str, TaskRecord] = {}
         self._draining: set[int] = set()
+        self.backlog = Backlog(self.placement)
+        self._relay = Relay(self.placement, self, lambda: self._loop.time())
         self.roster = Roster()
         self.failures: list[tuple[Offer, AllocationFailed]] = []  # what closed pools offered
         self.on_waiting: Callable[[], None] = _do_nothing
         self.why_no_node: Callable[[Demand], str | None] = lambda demand: None
         self._held: set[str] = set()
-        self._backlog: dict[str, list[Demand]] = {}
         self._cancelled_early: set[str] = set()
         self._placing: set[str] = set()
         self._is_dispatch_due = False
@@ -87,13 +89,14 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             "exadask-cancel": self._on_cancel,
             "exadask-report": self._on_report,
             "exadask-progress": self._on_progress,
+            "exadask-nearing": self._relay.on_nearing,
             "exadask-drop": self._on_drop,
             "exadask-backlog": self._on_backlog,
             "exadask-ended": self._on_ended,
             "exadask-lend": self._on_lend,
             "exadask-reclaim": self._on_reclaim,
         }
-        scheduler.handlers |= {"exadask_explain": self.explain, "exadask_output": self.output}
+        scheduler.handlers |= Questions(scheduler, self).handlers()
         self._skip_held()
 
     def _skip_held(self) -> None:
@@ -229,7 +232,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self.placement.require_possible(task, self._loop.time())
         except ImpossibleRequest as error:
             return error
-        why = self._why_no_node_for(record) or "no node is left"
+        why = self.why_no_node_for(record) or "no node is left"
         return NoNodeLeft(record.name, why)
 
     def _stop(self, key: str, error: ExadaskError) -> None:
@@ -255,6 +258,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     def _give_back(self, key: str, record: TaskRecord, finish: str) -> None:
         """Return a share; after a cancel only when the node says that the task really ended."""
+        self._relay.forget(TaskId(key))
         if record.charge is not None:
             self.placement.release(record.charge)
             record.charge = None
@@ -268,7 +272,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             return
         record.lost_on.clear()
         if record.has_ended or finish in ("memory", "erred", "waiting"):
-            self.placement.release(share.share_id)
+            self._relay.release(share.share_id)
             if record.warm_key is not None:
                 self.placement.note_warm(share.node, record.warm_key)
         else:
@@ -286,7 +290,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     def _on_ended(self, share: int, **_: object) -> None:
         if share in self._draining:
             self._draining.discard(share)
-            self.placement.release(ShareId(share))
+            self._relay.release(ShareId(share))
             self._dispatch_soon()
 
     def _on_report(
@@ -305,6 +309,9 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             if not may_retry:
                 self._scheduler.tasks[key].retries = 0
             self._tell(record, {"op": "exadask-report", "key": key, "report": report})
+            if record.is_bundle:  # the next may begin: Dask learns later that this one is done
+                self._give_back(key, record, "memory")
+                self._dispatch()
         self._on_ended(share)
 
     def _on_progress(self, key: str, worker: str, **news: Any) -> None:
@@ -327,30 +334,16 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     def _on_backlog(self, lanes: list[list[Any]], client: str, **_: object) -> None:
         """Take note of what a client has not sent yet; say how many of each could run at once."""
-        demands, slots = [], []
-        for number, pool, count, wish in lanes:
-            request = Resources(**wish)
-            demands.append(Demand(request=request, pool=pool, count=count))
-            slots.append([number, self.placement.capacity(request, pool)])
-        self._backlog[client] = demands
+        slots = self.backlog.note(client, lanes)
         comm = self._scheduler.client_comms.get(client)
         if comm is not None and not comm.closed():
             comm.send({"op": "exadask-slots", "slots": slots})
-        if demands:
+        if lanes:
             self.on_waiting()
-
-    def demand(self) -> list[Demand]:
-        """Count what waits, here and at the clients, by what it needs."""
-        counts: dict[Demand, int] = {}
-        unsent = [one for demands in self._backlog.values() for one in demands]
-        for one in (*self.placement.demand(), *unsent):
-            key = replace(one, count=0)
-            counts[key] = counts.get(key, 0) + one.count
-        return [replace(key, count=count) for key, count in counts.items()]
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Forget what a client that has gone had not sent."""
-        self._backlog.pop(client, None)
+        self.backlog.forget(client)
 
     def _tell(self, record: TaskRecord, message: dict[str, Any]) -> None:
         comm = self._scheduler.client_comms.get(record.client)
@@ -359,6 +352,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             comm.send(message)
 
     def _on_lend(self, share: int, **_: object) -> None:
+        self._relay.dismiss(ShareId(share))
         self.placement.lend(ShareId(share))
         self._dispatch_soon()
 
@@ -430,6 +424,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
                 self._draining.add(record.share.share_id)
         self._records.clear()
         self._held.clear()
+        self._relay.clear()
 
     # -- dispatch ---------------------------------------------------------------------------
 
@@ -445,10 +440,12 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             if isinstance(command, Resume):
                 self._resume(command.share)
             elif isinstance(command, Yield):
-                self._ask_to_yield(command)
+                self._relay.dismiss(command.share.share_id)
+                message = {"op": "exadask-yield", "key": command.share.task}
+                self._tell_node(self.roster.address_of(command.share.node), message)
             else:
                 places.append(command)
-        self._placing = {place.task for place in places if self._pin(place)}
+        self._placing = {place.task for place in places if self._pin(place.task, place.share)}
         recommendations = dict.fromkeys(self._placing, "processing")
         self._scheduler.transitions(recommendations, f"exadask-place-{time.time()}")
         pinned, self._placing = self._placing, set()
@@ -458,18 +455,21 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self.on_waiting()
         self._set_timer()
 
-    def _pin(self, place: Place) -> bool:
-        record, ts = self._records.get(place.task), self._scheduler.tasks.get(place.task)
-        address = self.roster.address_of(place.share.node)
+    def _pin(self, key: str, share: Share, *, after: str | None = None) -> bool:
+        """Let a task run with a share, or after the bundle that still has it."""
+        record, ts = self._records.get(key), self._scheduler.tasks.get(key)
+        address = self.roster.address_of(share.node)
         if record is None or ts is None or ts.state != "no-worker" or address is None:
             return False
         record.attempts += 1
-        record.share, record.node, record.has_ended = place.share, address, False
+        record.share = share if after is None else None
+        record.node, record.has_ended = address, False
+        attempt = {"attempt": record.attempts, "kept": record.kept, "after": after}
         ts.worker_restrictions = {address}
         ts.suspicious = 0  # Dask blames the innocent too; we keep our own count
         ts.annotations = {
             **(ts.annotations or {}),
-            SHARE: {**share_on_wire(place.share), "attempt": record.attempts, "kept": record.kept},
+            SHARE: {**share_on_wire(share), **attempt},
         }
         return True
 
@@ -479,18 +479,47 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         if was_pinned and (record is None or record.share is not place.share):
             return  # it has been through processing already, and its share was given back
         if was_pinned and record is not None and ts is not None and ts.state == "processing":
-            news = {"op": "exadask-placed", "key": ts.key, "node": str(place.share.node)}
-            self._tell(record, news)
-            if record.dropped:
-                self._send_drops(record, ts.key, record.dropped)
+            self._tell_placed(place.task, record, place.share)
             return
         self.placement.release(place.share.share_id)
         self._follow_status(self.roster.address_of(place.share.node))
         if record is not None:
             record.share = None
-            if ts is not None and ts.state == "no-worker":
-                self._hold(ts)
-                self._enqueue(place.task, record)
+            self._wait_again(place.task)
+
+    def _wait_again(self, key: str) -> None:
+        """Queue a task that Dask has not let go."""
+        ts = self._scheduler.tasks.get(key)
+        if ts is not None and ts.state == "no-worker":
+            self._hold(ts)
+            self._enqueue(key, self._records[key])
+
+    def begin_ahead(self, key: str, share: Share, *, after: str) -> bool:
+        """Send a task to the node of a bundle that is about to end; whether Dask lets it go."""
+        self._placing = {key} if self._pin(key, share, after=after) else set()
+        stimulus = f"exadask-ahead-{time.time()}"
+        self._scheduler.transitions(dict.fromkeys(self._placing, "processing"), stimulus)
+        self._placing = set()
+        ts = self._scheduler.tasks.get(key)
+        is_let_go = ts is not None and ts.state == "processing"
+        if not is_let_go:
+            self._wait_again(key)
+        return is_let_go
+
+    def take_over(self, key: str, share: Share | None) -> None:
+        """Note that a task which was sent ahead has its share; None: it never will."""
+        record = self._records[key]
+        record.share = share
+        if share is None:
+            self._tell_node(record.node, {"op": "exadask-yield", "key": key})
+        else:
+            self._tell_placed(key, record, share)
+
+    def _tell_placed(self, key: str, record: TaskRecord, share: Share) -> None:
+        news = {"op": "exadask-placed", "key": key, "node": str(share.node)}
+        self._tell(record, news)
+        if record.dropped:
+            self._send_drops(record, key, record.dropped)
 
     def _resume(self, share: Share) -> None:
         message = {"op": "exadask-resume", "share": share_on_wire(share)}
@@ -500,11 +529,6 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         if address in self._scheduler.stream_comms:
             self._scheduler.stream_comms[address].send(message)
 
-    def _ask_to_yield(self, command: Yield) -> None:
-        """Ask a bundle to end before its next call."""
-        message = {"op": "exadask-yield", "key": command.share.task}
-        self._tell_node(self.roster.address_of(command.share.node), message)
-
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -513,42 +537,20 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     # -- questions --------------------------------------------------------------------------
 
-    def shapes(self) -> dict[str, NodeShape]:
-        """Say what each connected node offers."""
-        return {str(name): node.shape for name, node in self.placement.nodes.items()}
-
-    async def explain(self, key: str) -> str:
-        """Say what a task waits for, or where it runs."""
-        ts = self._scheduler.tasks.get(key)
-        if ts is None:
-            return "on its way to the scheduler"
-        if ts.state == "waiting":
-            names = sorted(self._name(one.key) for one in ts.waiting_on)
-            return f"waiting for {len(names)} of its inputs: {', '.join(names[:5])}"
-        if ts.state in ("no-worker", "processing"):
-            where = self.placement.explain(TaskId(key), self._loop.time())
-            record = self._records.get(key) if ts.state == "no-worker" else None
-            why = self._why_no_node_for(record) if record is not None else None
-            return where if why is None else f"{where}; {why}"
-        return str({"memory": "finished", "erred": "failed"}.get(ts.state, ts.state))
-
-    def _why_no_node_for(self, record: TaskRecord) -> str | None:
+    def why_no_node_for(self, record: TaskRecord) -> str | None:
+        """Say why no node comes that could run a task; None if it is not known, or one comes."""
         is_bound = record.allowed is not None
         return self.why_no_node(Demand(request=record.request, pool=record.pool, is_bound=is_bound))
 
-    def _name(self, key: str) -> str:
-        record = self._records.get(key)
-        return record.name if record else key
+    def explain(self, key: str) -> str:
+        """Say what a task that waits for a share, or has one, waits for, or where it runs."""
+        if self._relay.is_heir(TaskId(key)):
+            return f"next on node {self._records[key].node}, where a bundle is about to end"
+        return self.placement.explain(TaskId(key), self._loop.time())
 
-    async def output(self, key: str, stream: str, index: int | None = None) -> bytes:
-        """Fetch what a task has written from the node where it ran last."""
-        record = self._records.get(key)
-        if record is None or record.node not in self._scheduler.workers:
-            return b""
-        written: bytes = await self._scheduler.rpc(record.node).exadask_output(
-            key=key, stream=stream, index=index
-        )
-        return written
+    def record_of(self, key: str) -> TaskRecord | None:
+        """Give what is known of a task."""
+        return self._records.get(key)
 
 
 def _do_nothing() -> None:

@@ -256,6 +256,35 @@ class PlacementMachine(RuleBasedStateMachine):
         if then_dispatch:
             self.dispatch(0.0)
 
+    @precondition(lambda self: self.running and self.waiting)
+    @rule(data=st.data(), is_late=st.booleans())
+    def relay(self, data: st.DataObject, is_late: bool) -> None:
+        """Let another bundle go on with the share of one that ends."""
+        share_id = data.draw(st.sampled_from(sorted(self.running)))
+        before = self.tasks[share_id]
+        heir = self.core.successor(share_id, self.now)
+        if heir is None:
+            return
+        assert heir.is_bundle
+        assert before.is_bundle
+        assert heir.request == before.request
+        assert heir.priority[0] == before.priority[0]
+        assert len({class_of(one) for one in self.waiting.values()}) == 1, "another has a right"
+        self._check_first_of_its_class(heir.task)
+        if is_late:
+            self.release(data, n_shares=1)
+            self.dispatch(0.5)
+        share = self.core.pass_on(share_id, heir.task, self.now)
+        if share is None:  # it is gone, or promised to another
+            return
+        assert share_id in self.running
+        assert (share.cores, share.gpus) == (
+            self.running[share_id].cores,
+            self.running[share_id].gpus,
+        )
+        self.asked.discard(share_id)
+        self.tasks[share_id], self.running[share_id] = heir, share
+
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def lend(self, data: st.DataObject) -> None:

@@ -235,9 +235,9 @@ def test_a_task_on_a_large_node_costs_microseconds() -> None:
     ledger, request = Ledger(NODE, NodeShape.declare(cores=128)), Resources(cores=1)
     best_s = 1.0
     for _ in range(20):
-        began_s = time.perf_counter()
+        began_s = time.process_time()
         shares = [ledger.allocate(TaskId("task"), request, ShareId(index)) for index in range(128)]
-        best_s = min(best_s, (time.perf_counter() - began_s) / 128)
+        best_s = min(best_s, (time.process_time() - began_s) / 128)
         for share in shares:
             assert share is not None
             ledger.release(share)

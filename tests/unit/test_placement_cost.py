@@ -47,14 +47,14 @@ def test_a_task_finds_the_one_node_with_room(
     fill: Resources | None, ends_at: float | None, request_: Resources
 ) -> None:
     placement = cluster(ends_at, fill)
-    start = time.perf_counter()
+    start = time.process_time()
     for index in range(N_TASKS):
         submit(placement, str(index), request_)
         (command,) = placement.dispatch(1.0)
         assert isinstance(command, Place)
         assert command.share.node == "roomy"
         placement.release(command.share.share_id)
-    assert time.perf_counter() - start < LIMIT_S
+    assert time.process_time() - start < LIMIT_S
     placement.check()
 
 
@@ -65,9 +65,9 @@ def test_an_urgent_task_that_no_node_lasts_for_is_not_looked_for_everywhere() ->
     submit(placement, "long", Resources(time_s=5000.0))
     submit(placement, "first", Resources())
     placement.dispatch(1.0)
-    start = time.perf_counter()
+    start = time.process_time()
     for index in range(N_TASKS):
         submit(placement, str(index), Resources())
         assert len(placement.dispatch(100.0 + index)) == 1
-    assert time.perf_counter() - start < LIMIT_S
+    assert time.process_time() - start < LIMIT_S
     placement.check()

@@ -295,7 +295,7 @@ def test_it_costs_nothing_where_no_bundle_is_lower() -> None:
     cluster.bundles(*(f"b{index}" for index in range(4000)), priority=1)
     cluster.submit(*(f"t{index}" for index in range(1000)), priority=1)
     cluster.dispatch()
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(1000):
         cluster.core.dispatch(cluster.now)
-    assert time.perf_counter() - start < 0.2  # 5 us each, with room for a slow machine
+    assert time.process_time() - start < 0.2  # 5 us each, with room for a slow machine
