@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from exadask import errors
-    from exadask.commands import CommandResult, command
+    from exadask.commands import CommandResult as CommandResult
+    from exadask.commands import command
     from exadask.executor import Executor, broadcast
+    from exadask.files import File
     from exadask.future import Future
     from exadask.pool import Pool
     from exadask.resources import NodeShape, Resources
-    from exadask.tasks import Task, task
+    from exadask.tasks import Task as Task
+    from exadask.tasks import task
     from exadask.waiting import as_completed, wait
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CommandResult",
     "Executor",
+    "File",
     "Future",
     "NodeShape",
     "Pool",
     "Resources",
-    "Task",
-    "__version__",
     "as_completed",
     "broadcast",
     "command",
@@ -41,6 +42,7 @@ __all__ = [
 _HOME = {
     "CommandResult": "exadask.commands",
     "Executor": "exadask.executor",
+    "File": "exadask.files",
     "Future": "exadask.future",
     "NodeShape": "exadask.resources",
     "Pool": "exadask.pool",

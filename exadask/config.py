@@ -52,7 +52,13 @@ class Config:
     budget : float, optional
         What all allocations together may cost at most [node-seconds]; write "100 node-hours".
     run_folder : str
-        Where runs with pools keep their files; all nodes must see it.
+        Where runs keep their files; all nodes must see it.
+    journal : bool
+        Whether what happens is written down in the folder of the run.
+    keep_results : bool
+        Whether the results of all tasks are kept there, so that the run can be resumed.
+    memo_folder : str, optional
+        Where results of memoised tasks lie. None: in ``memo`` below `run_folder`.
     dashboard : bool
         Whether a scheduler with pools serves Dask's dashboard, on loopback and with a token.
     origins : dict of str to str
@@ -72,6 +78,9 @@ class Config:
     scale: Literal["auto", "manual"] = "auto"
     budget: float | None = None
     run_folder: str = "exadask-runs"
+    journal: bool = True
+    keep_results: bool = False
+    memo_folder: str | None = None
     dashboard: bool = True
     origins: dict[str, str] = field(default_factory=dict, compare=False)
 
@@ -143,6 +152,9 @@ _SPECIAL: dict[str, Callable[..., Any]] = {
     "scale": _parse_scale,
     "budget": parse_node_seconds,
     "run_folder": _parse_text,
+    "journal": _parse_flag,
+    "keep_results": _parse_flag,
+    "memo_folder": _parse_text,
     "dashboard": _parse_flag,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 END_OF_IDS = 2**20
 """What no id reaches: Linux knows a few thousand CPUs, the largest machines ten thousand nodes."""
@@ -47,3 +48,20 @@ def parse_cpulist(text: str) -> tuple[int, ...]:
             raise ValueError(f"{part.strip()!r} goes beyond {END_OF_IDS - 1}, the last id allowed")
         found.extend(range(first, last + 1))
     return tuple(found)
+
+
+def render_cpulist(ids: Iterable[int]) -> str:
+    """Write ids as such a list, as short as can be.
+
+    Examples
+    --------
+    >>> render_cpulist((0, 1, 2, 3, 8, 10, 11))
+    '0-3,8,10-11'
+    """
+    runs: list[list[int]] = []
+    for number in sorted(ids):
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -33,6 +33,7 @@ __all__ = [
     "SubmissionRefused",
     "TaskCrashed",
     "TimeExceeded",
+    "UnhashableValue",
 ]
 
 
@@ -220,6 +221,21 @@ class NotSerializable(ExadaskError, TypeError):
             f"cannot send {self.what} to another process, found at {self.where}: {self.reason}. "
             "Make it inside the task (open the file, connect, take the lock there), or pass what "
             "is needed to make it."
+        )
+
+
+class UnhashableValue(ExadaskError, TypeError):
+    """What a memoised task computes cannot be named, since a value cannot be hashed."""
+
+    def __init__(self, task: str, where: str, reason: str) -> None:
+        super().__init__(task, where, reason)
+        self.task, self.where, self.reason = task, where, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the result of task {self.task!r} cannot be remembered, because {self.where} cannot "
+            f"be hashed: {self.reason}. Pass what is needed to make it (a path, a seed, a number) "
+            "and make it inside the task, or leave memo=True out."
         )
 
 

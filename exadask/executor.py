@@ -22,13 +22,14 @@ from exadask.errors import (
     NotSerializable,
 )
 from exadask.future import Future
+from exadask.journal.run import RunJournal, open_journal
 from exadask.mapped import Mapped
-from exadask.opening import Cluster, open_cluster, split_settings
+from exadask.opening import Cluster, find_run, open_cluster, split_settings
 from exadask.packing import Kinds, TaskPacker, as_task
 from exadask.resources import NodeShape
 from exadask.runtime.call import Call, Gateway, Observer
-from exadask.runtime.job import Kind
-from exadask.tasks import Task, TaskOptions
+from exadask.submitter import Submitter
+from exadask.tasks import Task
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -61,6 +62,9 @@ class Executor(concurrent.futures.Executor):
         Pools of one's own, or names of the site's.
     attach : str or Path, optional
         The folder of a run whose scheduler stands (``exadask up``): use that one.
+    resume : str or Path, optional
+        An earlier run, by its folder, its name or "latest": go on where it ended. A call gets its
+        result if that run has it; see ``keep_results`` in `exadask.config.Config`.
     **settings
         Fields of `exadask.config.Config`, for example ``budget="100 node-hours"``, and facts for
         all pools (see `Pool.declare`), for example ``account="m1234"``, ``walltime="2h"``.
@@ -79,6 +83,8 @@ class Executor(concurrent.futures.Executor):
     1024
     """
 
+    _journal: RunJournal | None
+
     def __init__(
         self,
         nodes: Sequence[NodeShape] | int | tuple[int, int] | None = None,
@@ -86,13 +92,25 @@ class Executor(concurrent.futures.Executor):
         site: str | None = None,
         pools: Sequence[Pool | Mapping[str, Any] | str] | None = None,
         attach: str | Path | None = None,
+        resume: str | Path | None = None,
         **settings: Any,
     ) -> None:
         lifetime.send_main_by_value()
-        cluster = open_cluster(nodes, site=site, pools=pools, attach=attach, settings=settings)
+        config = split_settings(settings)[0]
+        earlier = None if resume is None else find_run(resume, config)
+        cluster = open_cluster(
+            nodes, site=site, pools=pools, attach=attach, run=earlier, settings=settings
+        )
         self._cluster: Cluster | None = cluster
-        segment_bytes = split_settings(settings)[0].segment_bytes
-        self._adopt(cluster.bundler, segment_bytes)
+        self._adopt(cluster.bundler, config.segment_bytes)
+        try:
+            folder = earlier or cluster.journal_folder()
+            self._journal = open_journal(
+                folder, config, cluster.bundler, is_resumed=earlier is not None
+            )
+        except BaseException:
+            cluster.close()
+            raise
         lifetime.opened(self)
 
     @classmethod
@@ -105,6 +123,7 @@ class Executor(concurrent.futures.Executor):
 
     def _adopt(self, gateway: Gateway, segment_bytes: int) -> None:
         self._gateway = gateway
+        self._journal = None
         self._kinds = Kinds(segment_bytes)
         self._lock = threading.Lock()
         self._is_closed = False
@@ -168,7 +187,10 @@ class Executor(concurrent.futures.Executor):
         """
         with self._lock:
             self._check_open("broadcast a value")
-            return self._submit(self._kinds.data(value))
+            call = self._kinds.data(value)
+            if self._journal is not None:
+                self._journal.remembered.identify_value(call, value)
+            return self._submit(call)
 
     def options(self, **options: Any) -> Submitter:
         """Choose resources and more for the next calls, without a decorator.
@@ -259,6 +281,8 @@ class Executor(concurrent.futures.Executor):
         """Submit calls of one kind."""
         with self._lock:
             self._check_open("submit tasks")
+            if self._journal is not None:
+                calls = [one for one in calls if one.digest is None or not self._journal.find(one)]
             if calls and not any(call.inputs for call in calls):
                 self._gateway.submit_all(calls, observer)
                 return
@@ -270,7 +294,10 @@ class Executor(concurrent.futures.Executor):
         with self._lock:
             self._check_open("submit tasks")
             packer = self._packer(task)
-        return packer.calls(zip(*iterables), self._input_of)  # noqa: B905  # as map does
+        arguments = zip(*iterables)  # noqa: B905  # as map does
+        if self._journal is not None and self._journal.wants(packer.kind):
+            return (self._call(packer, args, {}) for args in arguments)
+        return packer.calls(arguments, self._input_of)
 
     def _sent(self, task: Task[Any, T], calls: Iterable[tuple[Any, ...]]) -> Iterator[Future[T]]:
         """Submit calls of one task as they are asked for; its function is packed once."""
@@ -287,18 +314,29 @@ class Executor(concurrent.futures.Executor):
         packer = self._kinds.packer(task)
         offers: Sequence[Offer] = getattr(self._gateway, "offers", ())
         if offers and packer.possible_on is not offers:
-            self._check_possible(packer.kind, offers)
+            name, request, pool = packer.kind.name, packer.kind.request, packer.kind.pool
+            task = WaitingTask(task=TaskId(name), request=request, priority=(), pool=pool)
+            check_possible(NodeIndex(), offers, task, now=0.0)
             packer.possible_on = offers
         return packer
 
     def _send(
         self, packer: TaskPacker, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Future[Any]:
-        return self._submit(packer.call(args, kwargs, self._input_of))
+        return self._submit(self._call(packer, args, kwargs))
+
+    def _call(self, packer: TaskPacker, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        call = packer.call(args, kwargs, self._input_of)
+        if self._journal is not None and self._journal.wants(call.kind):
+            self._journal.identify(call, packer.task, args, kwargs)
+        return call
 
     def _submit(self, call: Call) -> Future[Any]:
         future: Future[Any] = Future(self._gateway, call)
-        self._gateway.submit(call, future)
+        if call.digest is not None and self._journal is not None and self._journal.find(call):
+            future.finished(call)
+        else:
+            self._gateway.submit(call, future)
         return future
 
     def _input_of(self, future: Any, name: str) -> Any:
@@ -322,13 +360,6 @@ class Executor(concurrent.futures.Executor):
     def _check_open(self, what: str) -> None:
         if self._is_closed:
             raise ExecutorClosed(what)
-
-    @staticmethod
-    def _check_possible(kind: Kind, offers: Sequence[Offer]) -> None:
-        waiting = WaitingTask(
-            task=TaskId(kind.name), request=kind.request, priority=(), pool=kind.pool
-        )
-        check_possible(NodeIndex(), offers, waiting, now=0.0)
 
     @property
     def _client(self) -> Client | None:
@@ -363,8 +394,10 @@ class Executor(concurrent.futures.Executor):
 
     @property
     def run_folder(self) -> Path | None:
-        """The folder with the logs of this run; None for a cluster inside this process."""
+        """The folder of this run, with its logs and its journal; None where it has none."""
         run = getattr(self._cluster, "run", None)
+        if run is None and self._journal is not None:
+            run = self._journal.folder
         return None if run is None else Path(run.path)
 
     def plan(self) -> list[Step]:
@@ -414,7 +447,7 @@ class Executor(concurrent.futures.Executor):
 
     def _ask_pools(self, question: str, **arguments: Any) -> Any:
         self._check_open("ask about its pools")
-        if self.run_folder is None:
+        if getattr(self._cluster, "run", None) is None:
             raise InvalidRequest(
                 "this executor has no pools: its cluster is in one process.",
                 'Open it with site="..." or pools=[...].',
@@ -451,7 +484,13 @@ class Executor(concurrent.futures.Executor):
     def _finish(self) -> None:
         assert self._cluster is not None
         self._cluster.bundler.wait_until_idle()
-        self._cluster.close()
+        if self._journal is not None:
+            self._journal.settle()
+        try:
+            self._cluster.close()
+        finally:
+            if self._journal is not None:
+                self._journal.close()
 
     def abandon(self) -> None:
         """End everything at once: the user wants out."""
@@ -489,28 +528,6 @@ class Executor(concurrent.futures.Executor):
         from exadask.monitor.html import executor_html
 
         return executor_html(self.nodes, is_closed=self._is_closed)
-
-
-class Submitter:
-    """An executor with chosen options; made by `Executor.options`."""
-
-    def __init__(self, executor: Executor, options: Mapping[str, Any]) -> None:
-        TaskOptions.parse(options)  # complain now, not at the first call
-        self._executor, self._options = executor, dict(options)
-        self._last: tuple[Any, Task[Any, Any]] | None = None
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run a callable as a task; see `Executor.submit`."""
-        if self._last is None or self._last[0] is not fn:  # in a loop it is the same every time
-            self._last = fn, as_task(fn).with_options(**self._options)
-        return self._executor.submit_task(self._last[1], args, kwargs)
-
-    def map(
-        self, fn: Callable[..., T], /, *iterables: Iterable[Any], progress: bool = False
-    ) -> list[Future[T]]:
-        """Run a callable for each tuple of elements; see `Task.map`."""
-        task = as_task(fn).with_options(**self._options)
-        return self._executor.map_task(task, iterables, progress=progress)
 
 
 def broadcast(value: T) -> Future[T]:

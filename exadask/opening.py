@@ -15,10 +15,11 @@ from exadask.resources import NodeShape
 if TYPE_CHECKING:
     from exadask.runtime.bundling import Bundler
     from exadask.runtime.gateway import DaskGateway
+    from exadask.runtime.run_folder import RunFolder
 
 
-_ARGUMENTS = ("nodes", "site", "pools", "attach")
-_OF_CLIENTS = ("segment_bytes",)
+_ARGUMENTS = ("nodes", "site", "pools", "attach", "resume")
+_OF_CLIENTS = ("segment_bytes", "journal", "keep_results", "memo_folder")
 """Settings that count where tasks are submitted, whoever runs the scheduler."""
 
 
@@ -37,6 +38,9 @@ class Cluster(Protocol):
     def shapes(self) -> Mapping[str, NodeShape]:
         """The connected nodes, and what each offers."""
 
+    def journal_folder(self) -> RunFolder | None:
+        """Give the folder where what happens is written; None: a new one."""
+
     def close(self) -> None:
         """End it, or leave it."""
 
@@ -47,6 +51,7 @@ def open_cluster(
     site: str | None = None,
     pools: Sequence[Any] | None = None,
     attach: str | Path | None = None,
+    run: RunFolder | None = None,
     settings: Mapping[str, Any],
 ) -> Cluster:
     """Open what `Executor` was asked for; the parameters are its own.
@@ -75,7 +80,7 @@ def open_cluster(
 
         if nodes is not None:
             facts["nodes"] = nodes
-        return PooledCluster(resolve_pools(site, pools, facts), config)
+        return PooledCluster(resolve_pools(site, pools, facts), config, run)
     if facts:
         raise InvalidRequest(
             f"{', '.join(f'{name}=' for name in facts)}: a fact of a pool, but there is no pool.",
@@ -84,6 +89,20 @@ def open_cluster(
     from exadask.runtime.cluster import EmbeddedCluster
 
     return EmbeddedCluster(_checked_shapes(nodes), config)
+
+
+def find_run(given: str | Path, config: Config) -> RunFolder:
+    """Find a run that is to be resumed; also below the folder where runs are kept.
+
+    Raises
+    ------
+    RunFolderError
+        There is none.
+    """
+    from exadask.runtime.run_folder import RunFolder
+
+    below = Path(config.run_folder) / given
+    return RunFolder.find(below if (below / "allocations").is_dir() else given)
 
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:

@@ -122,6 +122,8 @@ class TaskPacker:
 
     Attributes
     ----------
+    task : Task
+        The task.
     kind : Kind
         What all calls have in common.
     possible_on : object
@@ -136,7 +138,7 @@ class TaskPacker:
     def __init__(
         self, task: Task[Any, Any], surroundings: Surroundings, segment_bytes: int
     ) -> None:
-        self._task, self._segment_bytes = task, segment_bytes
+        self.task, self._segment_bytes = task, segment_bytes
         self.possible_on: object = None
         options = task.options
         packer = Packer(is_future, segment_bytes)
@@ -156,6 +158,7 @@ class TaskPacker:
             retries=options.retries,
             pool=options.pool,
             bundle=None if options.bundle is None else min(options.bundle, MAX_CALLS),
+            memo=options.memo,
         )
         self._futures = packer.futures
         if self._futures:

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 _KNOWN = (
     *("cores", "gpus", "memory", "time", "retries", "retry_on", "priority", "env", "setup"),
-    *("isolation", "name", "pool", "bundle"),
+    *("isolation", "name", "pool", "bundle", "memo", "version"),
 )
 
 
@@ -51,6 +51,10 @@ class TaskOptions:
         The pool whose nodes it must run on. None: wherever it fits.
     bundle : int, optional
         How many calls travel together; 1 keeps each for itself. None: as many as suit.
+    memo : bool
+        Whether equal calls have the same result, in later runs too.
+    version : str, optional
+        What its user calls this version of the function; another one is another function.
     """
 
     request: Resources = field(default_factory=Resources)
@@ -63,6 +67,8 @@ class TaskOptions:
     name: str | None = None
     pool: str | None = None
     bundle: int | None = None
+    memo: bool = False
+    version: str | None = None
 
     @classmethod
     def parse(cls, options: Mapping[str, Any], base: TaskOptions | None = None) -> TaskOptions:
@@ -72,7 +78,8 @@ class TaskOptions:
         ----------
         options : mapping
             ``cores``, ``gpus``, ``memory``, ``time``, ``retries``, ``retry_on``, ``priority``,
-            ``env``, ``setup``, ``isolation``, ``name``, ``pool``, ``bundle``.
+            ``env``, ``setup``, ``isolation``, ``name``, ``pool``, ``bundle``, ``memo``,
+            ``version``.
         base : TaskOptions, optional
             What holds where nothing is written.
 
@@ -219,6 +226,8 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         booked but cannot be enforced. ``name``: what to call it. ``pool``: the only pool whose
         nodes may run it. ``bundle``: how many short calls travel together; False keeps each call
         for itself, and by default as many travel together as last a fraction of a second.
+        ``memo``: whether to remember results, here and in later runs; ``version``: change it to
+        forget them though the code is the same.
 
     Returns
     -------
@@ -365,6 +374,15 @@ def _checked_text(name: str) -> Callable[[object], str | None]:
     return check
 
 
+def _checked_flag(name: str) -> Callable[[object], bool]:
+    def check(value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        raise InvalidRequest(f"{name}={value!r} is not valid.", "Give True or False.")
+
+    return check
+
+
 def _checked_bundle(value: object) -> int | None:
     if value is None or value is True:
         return None
@@ -388,4 +406,6 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "name": _checked_text("name"),
     "pool": _checked_text("pool"),
     "bundle": _checked_bundle,
+    "memo": _checked_flag("memo"),
+    "version": _checked_text("version"),
 }

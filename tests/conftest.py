@@ -10,6 +10,14 @@ import exadask as xd
 from exadask.testing import leaks
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the folders of runs away from the checkout, also those of programs that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXADASK_RUN_FOLDER", str(tmp_path_factory.mktemp("exadask-runs")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def ex() -> Iterator[xd.Executor]:
     """One declared node of four cores and one GPU, for all tests of a module."""

@@ -16,9 +16,13 @@ class _Commands(click.Group):
     """Imports a verb only when it is used, so that ``--help`` is fast."""
 
     _summaries = {  # noqa: RUF012  # never changed
+        "advise": "Say what the tasks of a run used, and what they should ask for.",
         "doctor": "Check this machine, a site's pools, and with --submit one of its nodes.",
         "down": "End a standing scheduler, and give all its allocations back.",
+        "explain": "Tell how a run went, or the story of one of its tasks.",
+        "failures": "Group the tasks of a run that failed by why they did.",
         "info": "Show this machine as tasks will see it, and how that was found.",
+        "memo": "List, remove or tidy the results of memoised tasks.",
         "run": "Run a recipe, or a Python file, with an executor open.",
         "script": "Print the job script and submit command of a site; submit nothing.",
         "sites": "List the machines that have a profile, or show what is known of one.",
@@ -27,9 +31,13 @@ class _Commands(click.Group):
     }
 
     _homes = {  # noqa: RUF012  # never changed
+        "advise": "exadask.cli.record",
         "doctor": "exadask.cli.doctor",
         "down": "exadask.cli.standing",
+        "explain": "exadask.cli.record",
+        "failures": "exadask.cli.record",
         "info": "exadask.cli.info",
+        "memo": "exadask.cli.memo",
         "run": "exadask.cli.run",
         "script": "exadask.cli.script",
         "sites": "exadask.cli.sites",

@@ -23,6 +23,8 @@ from exadask.cli.recipes import (
 from exadask.errors import ExadaskError, InvalidRequest, RecipeError
 from exadask.opening import split_settings
 
+LATEST = "latest of the same"
+
 
 @click.command()
 @click.argument("target", metavar="RECIPE|FILE.py")
@@ -32,6 +34,13 @@ from exadask.opening import split_settings
 @click.option("--attach", metavar="RUN", help="Use the scheduler that `exadask up` left there.")
 @click.option("--inside", is_flag=True, help="Submit the whole run as one job of the site.")
 @click.option("--wait", is_flag=True, help="With --inside: wait for the job, and show its log.")
+@click.option(
+    *("--resume", "resumed"),
+    is_flag=False,
+    flag_value=LATEST,
+    metavar="[RUN]",
+    help="Go on with an earlier run, by default the last one of the same recipe or file.",
+)
 @click.pass_context
 def run(
     ctx: click.Context,
@@ -41,6 +50,7 @@ def run(
     machine: Machine,
     inside: bool,
     wait: bool,
+    resumed: str | None,
 ) -> int:
     """Run a recipe, or a Python file, with an executor open."""
     found = find_target(target)
@@ -51,6 +61,11 @@ def run(
             click.echo(f"{name}: {kind} = {default}")
         return 0
     if inside:
+        if resumed is not None:
+            raise InvalidRequest(
+                "--inside begins a new run, so that --resume has nothing to go on with.",
+                "Leave one of them out.",
+            )
         if found.has_main:
             parse_parameters(_main_of(found, settings), settings)  # complain now, not in the job
         from exadask.cli.inside import submit_inside
@@ -58,7 +73,10 @@ def run(
         return submit_inside(target, settings, machine, wait=wait)
     if wait:
         raise InvalidRequest("--wait belongs to --inside.", "Without it, run waits anyway.")
-    return run_target(found, settings, machine.executor_arguments(search_folders(target)))
+    arguments = machine.executor_arguments(search_folders(target))
+    if resumed is not None:
+        arguments["resume"] = _run_to_resume(found, resumed, machine)
+    return run_target(found, settings, arguments)
 
 
 def run_target(found: Target, settings: Sequence[str], machine: Mapping[str, Any]) -> int:
@@ -76,11 +94,11 @@ def run_target(found: Target, settings: Sequence[str], machine: Mapping[str, Any
     if not found.has_main:
         if settings:
             _main_of(found, settings)
-        return _with_executor(machine, lambda: _run_script(found))
+        return _with_executor(found, machine, lambda: _run_script(found))
     check_requirements(found)
     main = load_main(found)
     parameters = parse_parameters(main, settings)
-    return _with_executor(machine, lambda: main(**parameters))
+    return _with_executor(found, machine, lambda: main(**parameters))
 
 
 def _main_of(found: Target, settings: Sequence[str]) -> Any:
@@ -93,12 +111,34 @@ def _main_of(found: Target, settings: Sequence[str]) -> Any:
     return load_main(found)
 
 
-def _with_executor(machine: Mapping[str, Any], work: Any) -> int:
+def _run_to_resume(found: Target, wanted: str, machine: Machine) -> Path | None:
+    """Find the run that is meant: without a name, the last one of the same recipe or file.
+
+    None if there is none: whoever is killed before anything was done can say ``--resume`` as well.
+    """
+    from exadask.opening import find_run
+    from exadask.runtime.run_folder import RunFolder
+
+    config = split_settings(machine.settings)[0]
+    if wanted != LATEST:
+        return find_run(wanted, config).path
+    for run in RunFolder.all_below(Path(config.run_folder)):
+        if run.target == str(found.file):
+            return run.path
+    click.echo(f"no earlier run of {found.file} in {config.run_folder}: a new one begins", err=True)
+    return None
+
+
+def _with_executor(found: Target, machine: Mapping[str, Any], work: Any) -> int:
     from exadask.executor import Executor
+    from exadask.runtime.run_folder import RunFolder
 
     try:
-        with Executor(**machine) as executor:
+        with Executor(**{"keep_results": True, **machine}) as executor:
             click.echo(f"{executor}", err=True)
+            if executor.run_folder is not None:
+                click.echo(f"run: {executor.run_folder}", err=True)
+                RunFolder(executor.run_folder).note_target(str(found.file))
             if executor.dashboard:
                 click.echo(f"dashboard: {executor.dashboard}", err=True)
             results = work()

@@ -10,6 +10,7 @@ from exadask.core.node import Held, HeldState, Node
 from exadask.core.nodes import NodeIndex
 from exadask.core.prospects import nearest
 from exadask.core.queue import TaskClass, WaitingQueue
+from exadask.cpulist import render_cpulist
 from exadask.resources import GPU_UNIT, Resources
 from exadask.units import render_bytes, render_seconds
 
@@ -34,7 +35,9 @@ def explain_held(held: Held) -> str:
     ]
     parts = []
     if share.cores:
-        parts.append(f"{'core' if len(share.cores) == 1 else 'cores'} {_ranges(share.cores)}")
+        parts.append(
+            f"{'core' if len(share.cores) == 1 else 'cores'} {render_cpulist(share.cores)}"
+        )
     if gpus:
         parts.append(f"{'GPU' if len(gpus) == 1 else 'GPUs'} {', '.join(gpus)}")
     match held.state:
@@ -140,23 +143,6 @@ def _closed(cls: TaskClass, nodes: Sequence[Node], now: float) -> str:
     if len(wanted) + len(reserved) == len(roomy):
         return f"the nodes with room are kept for tasks that run there ({_names(wanted)})"
     return f"the next dispatch places it, or one that goes before it ({_names(roomy)} has room)"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Write core ids shortly.
-
-    Examples
-    --------
-    >>> _ranges((0, 1, 2, 3, 8, 10, 11))
-    '0-3,8,10-11'
-    """
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _amount(resource: _Resource, asked: int) -> str:

@@ -154,4 +154,5 @@ def failure(error: ExadaskError, kind: Kind) -> Failure:
         exception=Packer().pack(error),
         summary=f"{type(error).__name__}: {error}",
         may_retry=kind.may_retry(error),
+        error=type(error).__name__,
     )

@@ -21,7 +21,7 @@ from distributed import Future as DaskFuture
 from exadask.core.bundling import Estimates, Lane, Pace
 from exadask.core.events import Offer
 from exadask.errors import ClusterLost, DependencyFailed
-from exadask.runtime.call import LEAST_WINDOW, Call, Observer
+from exadask.runtime.call import LEAST_WINDOW, Call, Observer, Record, Seat
 from exadask.runtime.gateway import DaskGateway, Submission
 from exadask.runtime.job import (
     Kind,
@@ -50,6 +50,11 @@ class Bundler:
         The way to the scheduler.
     pace : Pace, optional
         The bounds of bundles.
+
+    Attributes
+    ----------
+    record : Record or None
+        Who writes down what becomes of calls.
     """
 
     lends = False
@@ -65,6 +70,7 @@ class Bundler:
         self._last_flush_s = 0.0
         self._idle = threading.Event()
         self._backlog_timer: asyncio.TimerHandle | None = None
+        self.record: Record | None = None
         gateway.on_slots = self._on_slots
 
     @property
@@ -78,6 +84,8 @@ class Bundler:
         """Hand over a call; returns at once."""
         call.observer = observer
         self._open[call] = None
+        if self.record is not None:
+            self.record.submitted((call,), observer)
         self._incoming.append((call,))
         self._flush_soon()
 
@@ -86,6 +94,8 @@ class Bundler:
         for call in calls:
             call.observer = observer
         self._open.update(dict.fromkeys(calls))
+        if self.record is not None:
+            self.record.submitted(calls, observer)
         self._incoming.append(calls)
         self._flush_soon()
 
@@ -182,11 +192,13 @@ class Bundler:
 
     def cancel_now(self, call: Call) -> None:
         """End a call, whether it waits or runs."""
-        place = call.place
-        if call.observer is None:
+        place, observer = call.place, call.observer
+        if observer is None:
             return
         self._close_call(call)
         call.is_dropped = True
+        if self.record is not None:
+            self.record.failed(call, None, observer)
         if isinstance(place, SingleTask):
             self.gateway.cancel(call.key)
         elif isinstance(place, BundleTask):
@@ -197,7 +209,17 @@ class Bundler:
 
     # -- what tasks tell --------------------------------------------------------------------
 
-    def finish_here(self, call: Call, value: object) -> None:
+    def note_placed(self, call: Call, seat: Seat, *, is_single: bool) -> None:
+        """Tell the observer of a call that it runs."""
+        observer = call.observer
+        if observer is None:
+            return
+        observer.placed(call, seat.node)
+        is_worth_it = is_single or observer.wants_reports
+        if self.record is not None and is_worth_it and not call.kind.is_data:
+            self.record.placed(call, seat)
+
+    def finish_here(self, call: Call, value: object, *, is_told: bool = True) -> None:
         """Tell the observer of a call its result."""
         observer = call.observer
         if observer is None:
@@ -209,6 +231,8 @@ class Bundler:
         if not self._open:
             self._tell_if_idle()
         observer.finished(call)
+        if is_told and self.record is not None:
+            self.record.finished(call, observer)
         if call.dependents is not None:
             self._resolve(call)
 
@@ -219,16 +243,15 @@ class Bundler:
             return
         self._close_call(call)
         observer.finished(call)
+        if self.record is not None and not call.kind.is_data:
+            self.record.finished(call, observer)
         self._resolve(call)
 
     def fail(self, call: Call, error: BaseException) -> None:
         """Tell the observer of a call that there will be no result."""
-        observer = call.observer
-        if observer is None:
+        if call.observer is None:
             return
-        call.error = error
-        self._close_call(call)
-        observer.failed(call, error)
+        self._fail_alone(call, error)
         self._resolve(call)
 
     def put_back(self, lane: CallLane, calls: Sequence[Call]) -> None:
@@ -244,6 +267,16 @@ class Bundler:
         if not self._is_pump_due and self._busy:
             self._is_pump_due = True
             self.gateway.loop.call_soon(self._pump)
+
+    def _fail_alone(self, call: Call, error: BaseException) -> None:
+        """Tell the observer of a call that there will be no result, and nobody else."""
+        observer = call.observer
+        assert observer is not None, "it is done"
+        call.error = error
+        self._close_call(call)
+        observer.failed(call, error)
+        if self.record is not None:
+            self.record.failed(call, error, observer)
 
     def _close_call(self, call: Call) -> None:
         call.observer = call.place = None
@@ -261,10 +294,7 @@ class Bundler:
                 if call.observer is None:
                     continue
                 if not (one.has_value or one.remote is not None):
-                    observer = call.observer
-                    call.error = _dependency_failed(call, one)
-                    self._close_call(call)
-                    observer.failed(call, call.error)
+                    self._fail_alone(call, _dependency_failed(call, one))
                     stack.append(call)
                     continue
                 call.n_missing -= 1
@@ -332,6 +362,11 @@ class Bundler:
             self._queue(kind.data)
 
     def _queue(self, call: Call) -> None:
+        if call.settle is not None and call.settle():
+            if self.record is not None:
+                self.record.reused(call)
+            self.finish_here(call, call.value, is_told=False)
+            return
         if call.inputs and not all(map(_is_handy, call.inputs)):
             call.is_single = True  # Dask brings what is large
         lane = call.kind.lane

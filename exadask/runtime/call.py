@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from exadask.runtime.job import Kind, Report, Stream, WithKeywords
+from exadask.runtime.job import Kind, Report, Stream, Usage, WithKeywords
 from exadask.runtime.parcel import Parcel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from distributed import Future as DaskFuture
 
@@ -22,11 +23,44 @@ LEAST_WINDOW = 2**15
 
 _PROCESS = os.urandom(8).hex()
 _serial = itertools.count()
+_NUMBERED = re.compile(r"-[0-9a-f]{16}n([0-9a-f]+)$")
 
 
-def new_key(name: str) -> str:
-    """Make a name that no other call, task or client of the same cluster has."""
-    return f"{name}-{_PROCESS}{next(_serial):08x}"
+def new_key(name: str, number: int = 0) -> str:
+    """Make a name that no other call, task or client of the same cluster has.
+
+    Parameters
+    ----------
+    name : str
+        What it begins with.
+    number : int
+        The call's number in the journal, which is found again by that; 0 if it has none.
+    """
+    return f"{name}-{_PROCESS}n{number:x}" if number else f"{name}-{_PROCESS}{next(_serial):08x}"
+
+
+def number_in(key: str) -> int | None:
+    """Read the number of a call from its name; None if it has none."""
+    match = _NUMBERED.search(key)
+    return None if match is None else int(match[1], 16)
+
+
+class Seat(NamedTuple):
+    """Where an attempt runs.
+
+    Parameters
+    ----------
+    node : str
+        The node.
+    cores : tuple of int
+        The ids of its cores there.
+    gpus : tuple of str
+        The ids of its GPUs there, or of the one that it shares.
+    """
+
+    node: str
+    cores: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
 
 
 class Call:
@@ -75,19 +109,32 @@ class Call:
         Calls that wait for its result.
     n_missing : int
         How many of its inputs it waits for.
+    number : int
+        Its number in the journal; 0 if it has none.
+    submitted : float
+        When it was submitted, if that is written down [s since the epoch].
+    digest : bytes or None
+        Names what it computes, so that its result can be found again; None if nobody wants that.
+    is_lasting : bool
+        Whether the digest is good for other runs too.
+    settle : callable or None
+        Called when its inputs are there, before it is sent: whether its result is there already.
     """
 
     # Defaults of the class: there are millions of calls, and most need no more than three of these.
     inputs: tuple[Call | DaskFuture, ...] = ()
     observer: Observer | None = None
-    is_single = is_dropped = has_value = False
-    n_retried = index = n_missing = nbytes = 0
+    is_single = is_dropped = has_value = is_lasting = False
+    n_retried = index = n_missing = nbytes = number = 0
     bundle: int | None = None
     value: Any = None
     remote: DaskFuture | None = None
     error: BaseException | None = None
     place: Any = None
     dependents: list[Call] | None = None
+    submitted = 0.0
+    digest: bytes | None = None
+    settle: Callable[[], bool] | None = None
     _key: str | None = None
 
     def __init__(
@@ -113,7 +160,12 @@ class Call:
     def key(self) -> str:
         """Its name in the cluster: unique."""
         if self._key is None:
-            self._key = new_key(self.kind.name)
+            self._key = new_key(self.kind.name, self.number)
+        return self._key
+
+    @property
+    def known_key(self) -> str | None:
+        """Its name, if anybody has asked for it."""
         return self._key
 
     def __repr__(self) -> str:
@@ -148,6 +200,61 @@ class Observer(Protocol):
 
     def running(self) -> bool:
         """Whether what it observes has begun."""
+
+
+class Record(Protocol):
+    """Who writes down what becomes of calls; called on any thread, and returns at once."""
+
+    def submitted(self, calls: Sequence[Call], observer: Observer) -> None:
+        """Note that calls were handed over."""
+
+    def placed(self, call: Call, seat: Seat) -> None:
+        """Note that an attempt begins."""
+
+    def reported(self, call: Call, report: Report, seat: Seat) -> None:
+        """Note that an attempt has ended."""
+
+    def passed(self, calls: Passed) -> None:
+        """Note short calls of a map, of which nobody wants to know singly, and that are done."""
+
+    def put_back(self, calls: Sequence[Call], *, is_lost: bool) -> None:
+        """Note that calls wait again: their node is lost, or they had not begun where they were."""
+
+    def finished(self, call: Call, observer: Observer) -> None:
+        """Note that a result exists: as the call's value, or in the cluster."""
+
+    def done(self, call: Call, report: Report, seat: Seat, observer: Observer) -> None:
+        """Note that an attempt has ended, with a result that is here."""
+
+    def failed(self, call: Call, error: BaseException | None, observer: Observer) -> None:
+        """Note that there will be no result; without an error: nobody wants it any more."""
+
+    def reused(self, call: Call) -> None:
+        """Note that a result was there already, so that the call need not run."""
+
+
+class Passed(NamedTuple):
+    """Short calls that ran one after the other.
+
+    Parameters
+    ----------
+    kind : Kind
+        What they have in common.
+    observer : Observer
+        Who submitted them.
+    seat : Seat
+        Where they ran.
+    n_calls : int
+        How many they are [calls].
+    usage : Usage
+        What they used together.
+    """
+
+    kind: Kind
+    observer: Observer
+    seat: Seat
+    n_calls: int
+    usage: Usage
 
 
 class Gateway(Protocol):

@@ -90,6 +90,9 @@ class EmbeddedCluster:
         """What places tasks."""
         return self._plugin
 
+    def journal_folder(self) -> None:
+        """Nothing is written before there is a journal: it makes a folder of its own."""
+
     def _offers(self) -> list[Offer]:
         return [Offer(pool=_HERE, shape=shape) for shape in self.shapes.values()]
 

@@ -20,6 +20,7 @@ from distributed import Client, Future
 
 from exadask.core.events import Offer
 from exadask.errors import ClusterLost, ClusterUnreachable, ExadaskError, ExecutorClosed
+from exadask.runtime.call import Seat
 from exadask.runtime.job import Bundle, Data, Job, Report, Stream
 from exadask.runtime.node_agent import keep_data, run_bundle, run_task
 from exadask.runtime.parcel import Parcel
@@ -37,7 +38,7 @@ _ANY_SIZE = {"distributed.admin.large-graph-warning-threshold": 2**62}
 class TaskObserver(Protocol):
     """Who wants to know what becomes of a task of Dask's; called on the client's loop."""
 
-    def placed(self, node: str) -> None:
+    def placed(self, seat: Seat) -> None:
         """Take the news that it has a share of a node and starts."""
 
     def reported(self, report: Report) -> None:
@@ -282,10 +283,10 @@ class DaskGateway:
             "is_bundle": isinstance(submission.work, Bundle),
         }
 
-    def _on_placed(self, key: str, node: str) -> None:
+    def _on_placed(self, key: str, node: str, cores: Sequence[int], gpus: Sequence[str]) -> None:
         one = self._live.get(key)
         if one is not None:
-            one.observer.placed(node)
+            one.observer.placed(Seat(node, tuple(cores), tuple(gpus)))
 
     def _on_report(self, key: str, report: bytes) -> None:
         one = self._live.get(key)

@@ -72,6 +72,8 @@ class Kind:
         The pool that it is pinned to.
     bundle : int, optional
         How many calls travel together; 1 keeps each for itself. None: as many as suit.
+    memo : bool
+        Whether equal calls have the same result, in later runs too.
 
     Attributes
     ----------
@@ -97,6 +99,7 @@ class Kind:
         "is_single",
         "isolation",
         "lane",
+        "memo",
         "name",
         "pool",
         "priority",
@@ -124,11 +127,13 @@ class Kind:
         retries: int = 0,
         pool: str | None = None,
         bundle: int | None = None,
+        memo: bool = False,
     ) -> None:
         self.name, self.function, self.source = name, function, source
         self.request, self.surroundings, self.env, self.setup = request, surroundings, env, setup
         self.isolation, self.retry_on = isolation, retry_on
         self.priority, self.retries, self.pool, self.bundle = priority, retries, pool, bundle
+        self.memo = memo
         self.digest = function.digest()
         self.is_single = bundle == 1 or isolation == "thread"
         self.is_data = False
@@ -367,12 +372,21 @@ class Failure:
         Where it was raised, without exadask's own frames.
     may_retry : bool
         Whether another attempt may help.
+    error : str
+        The class of the exception, without its module.
     """
 
     exception: Parcel
     summary: str
     traceback: str = ""
     may_retry: bool = True
+    error: str = ""
+
+    @property
+    def problem(self) -> Problem:
+        """Say it in words, for the record."""
+        first, _, rest = self.summary.partition("\n")
+        return Problem(self.error, first[:_LONGEST_TEXT], (self.traceback or rest)[-_LONGEST_TEXT:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -435,6 +449,24 @@ class Kept(NamedTuple):
     nbytes: int
 
 
+class Problem(NamedTuple):
+    """Why an attempt failed, in words.
+
+    Parameters
+    ----------
+    error : str
+        The class of the error, without its module.
+    summary : str
+        One line: the class and the message.
+    detail : str
+        Where it was raised, or what the task wrote last.
+    """
+
+    error: str
+    summary: str
+    detail: str = ""
+
+
 class Report(NamedTuple):
     """What became of one attempt.
 
@@ -448,6 +480,8 @@ class Report(NamedTuple):
         What it wrote, if it is little.
     value : bytes, optional
         Its packed result, if it is small.
+    problem : Problem, optional
+        Why it has none.
     """
 
     node: str
@@ -455,6 +489,7 @@ class Report(NamedTuple):
     stdout: bytes | None = None
     stderr: bytes | None = None
     value: bytes | None = None
+    problem: Problem | None = None
 
 
 class TaskFailed(Exception):

@@ -41,6 +41,7 @@ from exadask.runtime.outcomes import failure_of
 from exadask.runtime.parcel import Packer, Parcel
 from exadask.runtime.posting import Berth
 from exadask.runtime.slot import Captured, Slot, SlotKind, SlotPool
+from exadask.runtime.stored import StoredResults
 from exadask.runtime.task_record import SHARE
 from exadask.runtime.thread_slot import run_in_thread
 from exadask.runtime.turns import Turns
@@ -115,6 +116,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         self.nested = NestedService(worker, self._lend, self._reclaim)
         self._guardian = _start_guardian(self.mark, self._scratch)
         worker.handlers["exadask_output"] = self.output
+        worker.handlers["exadask_save"] = self.save
         worker.stream_handlers["exadask-resume"] = self._on_resume
         worker.stream_handlers["exadask-drop"] = self._on_drop
         worker.stream_handlers["exadask-yield"] = self._on_yield
@@ -378,7 +380,9 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
                 name: piece.read() if piece.size() <= INLINE_OUTPUT_BYTES else None
                 for name, piece in attempt.captured.items()
             }
-        report = Report(str(self._worker.name), attempt.usage, value=value, **output)
+        problem = outcome.problem if isinstance(outcome, Failure) else None
+        node = str(self._worker.name)
+        report = Report(node, attempt.usage, value=value, problem=problem, **output)
         self._send(
             "exadask-report",
             share=share["share"],
@@ -401,6 +405,12 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             if captured is None and isinstance(attempt, BundleAttempt):
                 captured = attempt.written(index)
         return captured[stream].read() if captured else b""
+
+    async def save(self, key: str, folder: str, name: str, facts: dict[str, Any]) -> None:
+        """Write a result that is here into a file."""
+        parcel = await self._parcel(self._worker.data[key])
+        files = StoredResults(Path(folder))
+        await asyncio.to_thread(files.write, bytes.fromhex(name), parcel, facts)
 
     def _on_drop(self, key: str, indices: list[int]) -> None:
         if key in self._worker.state.tasks:

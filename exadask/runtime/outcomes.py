@@ -35,6 +35,7 @@ def failure_of(error: BaseException, kind: Kind, *, may_retry: bool = True) -> F
         summary=summary,
         traceback=text,
         may_retry=may_retry and kind.may_retry(error),
+        error=type(error).__name__,
     )
 
 

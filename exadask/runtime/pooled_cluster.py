@@ -91,12 +91,14 @@ class PooledCluster(_Connected):
         What it may ask for.
     config : Config
         Limits and intervals.
+    run : RunFolder, optional
+        The folder of the run that goes on. None: a new one.
     """
 
-    def __init__(self, pools: Sequence[Pool], config: Config) -> None:
+    def __init__(self, pools: Sequence[Pool], config: Config, run: RunFolder | None = None) -> None:
         super().__init__()
         try:
-            self.run = RunFolder.create(Path(config.run_folder))
+            self.run = run or RunFolder.create(Path(config.run_folder))
             self.host = SchedulerHost(pools, config, self.run)
             self._runner.run_sync(self.host.start)
             assert self.host.scheduler is not None
@@ -104,6 +106,10 @@ class PooledCluster(_Connected):
         except BaseException:
             self.close()
             raise
+
+    def journal_folder(self) -> RunFolder:
+        """Give the folder where what happens is written."""
+        return self.run
 
     def close(self) -> None:
         """Give all allocations back; returns when their jobs are ended."""
@@ -135,6 +141,10 @@ class AttachedCluster(_Connected):
         except BaseException:
             self.close()
             raise
+
+    def journal_folder(self) -> RunFolder:
+        """Give this session a folder of its own: each process writes its own journal."""
+        return RunFolder.create(self.run.path / "sessions", is_latest=False)
 
     def close(self) -> None:
         """Leave; what this session has submitted and not fetched is dropped."""

@@ -30,6 +30,7 @@ class Questions:
         return {
             "exadask_explain": self.explain,
             "exadask_output": self.output,
+            "exadask_save": self.save,
         }
 
     async def explain(self, key: str) -> str:
@@ -56,6 +57,22 @@ class Questions:
             key=key, stream=stream, index=index
         )
         return written
+
+    async def save(self, key: str, **where: Any) -> None:
+        """Let a node that has a result write it into a file.
+
+        Raises
+        ------
+        LookupError
+            No node has it any more.
+        OSError
+            It cannot be written.
+        """
+        ts = self._scheduler.tasks.get(key)
+        holder = next(iter(ts.who_has or ()), None) if ts is not None else None
+        if holder is None:
+            raise LookupError(f"the result of {key} is gone")
+        await self._scheduler.rpc(holder.address).exadask_save(key=key, **where)
 
     def _name(self, key: str) -> str:
         record = self._plugin.record_of(key)

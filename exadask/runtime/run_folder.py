@@ -2,6 +2,10 @@
 
 ```text
 exadask-runs/2026-01-31-120000-4711/     0700
+  journal.sqlite      what happened to each task; journal.lock: who writes there
+  run.json            which program or recipe this is
+  results/            large results, if results are kept
+  checkpoints/        what tasks left for their next attempt
   cluster.json        where the scheduler listens, 0600; gone when it has ended
   tls/                keys and certificate, 0600; gone when it has ended
   allocations/NAME/   job.sh, node.sh, agent.json, job.log, exit-code
@@ -17,7 +21,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,7 @@ from typing import Any
 from exadask.errors import RunFolderError
 
 RUNS = "exadask-runs"
-_CLUSTER = "cluster.json"
+_CLUSTER, _TARGET = "cluster.json", "run.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,15 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, parent: Path) -> RunFolder:
+    def create(cls, parent: Path, *, is_latest: bool = True) -> RunFolder:
         """Make the folder of a new run, which only its owner can enter.
 
         Parameters
         ----------
         parent : Path
             Where runs are kept; all nodes must see it under the same name.
+        is_latest : bool
+            Whether ``latest`` points to it from now on.
 
         Raises
         ------
@@ -60,7 +66,8 @@ class RunFolder:
                 "Choose one that you can write and all nodes see: run_folder=, or "
                 "EXADASK_RUN_FOLDER.",
             ) from error
-        _link_latest(parent, path)
+        if is_latest:
+            _link_latest(parent, path)
         return cls(path)
 
     @classmethod
@@ -89,6 +96,26 @@ class RunFolder:
             "there is no such run",
             f"Runs here: {', '.join(known[-5:]) or 'none'}.",
         )
+
+    @classmethod
+    def all_below(cls, parent: Path) -> Iterator[RunFolder]:
+        """Give all runs that are kept in a folder, the last one first."""
+        found = [one for one in parent.glob("*/allocations") if not one.parent.is_symlink()]
+        for path in sorted(found, key=lambda one: one.parent.name, reverse=True):
+            yield cls(path.parent.resolve())
+
+    def note_target(self, target: str) -> None:
+        """Write down which program or recipe runs here; a full disk is no reason to stop."""
+        with contextlib.suppress(OSError):
+            self.write_private(_TARGET, {"target": target})
+
+    @property
+    def target(self) -> str | None:
+        """The program or recipe that ran here, if that is known."""
+        try:
+            return str(json.loads((self.path / _TARGET).read_text())["target"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     @property
     def tls(self) -> Path:

@@ -238,9 +238,8 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     def _stop(self, key: str, error: ExadaskError) -> None:
         """Fail a held task; Dask must first have finished the transition that led here."""
         record = self._records[key]
-        failure = Failure(
-            exception=Packer().pack(error), summary=f"{type(error).__name__}: {error}"
-        )
+        what = type(error).__name__
+        failure = Failure(exception=Packer().pack(error), summary=f"{what}: {error}", error=what)
         failed = pickle.dumps(TaskFailed(key, record.name, failure))
         self._loop.call_soon(self._fail, key, failed)
 
@@ -516,8 +515,9 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self._tell_placed(key, record, share)
 
     def _tell_placed(self, key: str, record: TaskRecord, share: Share) -> None:
-        news = {"op": "exadask-placed", "key": key, "node": str(share.node)}
-        self._tell(record, news)
+        gpus = [gpu for gpu, _ in share.gpus]
+        seat = {"node": str(share.node), "cores": list(share.cores), "gpus": gpus}
+        self._tell(record, {"op": "exadask-placed", "key": key, **seat})
         if record.dropped:
             self._send_drops(record, key, record.dropped)
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 _PROCESS = os.urandom(8)
@@ -58,6 +58,16 @@ class Segment:
                 part = data[written : written + 2**30]
                 written += os.pwrite(segment.fd, part, start + written)
             start += data.nbytes
+        return segment
+
+    @classmethod
+    def of_pieces(cls, nbytes: int, pieces: Iterable[bytes]) -> Segment:
+        """Write what comes piece by piece into new shared memory."""
+        segment, start = cls(_anonymous_file(), nbytes), 0
+        os.truncate(segment.fd, nbytes)
+        for piece in pieces:
+            os.pwrite(segment.fd, piece, start)
+            start += len(piece)
         return segment
 
     @classmethod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from distributed import Future as DaskFuture
 
 from exadask.errors import ClusterLost, DependencyFailed
-from exadask.runtime.call import Call, new_key
+from exadask.runtime.call import Call, Observer, Passed, Record, Seat, new_key
 from exadask.runtime.gateway import Submission
 from exadask.runtime.job import (
     Bundle,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from exadask.runtime.bundling import Bundler, CallLane
 
 _CALL_S = 5e-6  # what a call costs a slot beside the time of its function
+_NOTABLE_S = 5e-3  # a call of a map that lasts so long is written down by itself
 _UNSEEN_S = 0.1  # news from a slot are not older
 
 
@@ -40,6 +41,7 @@ class SingleTask:
     def __init__(self, bundler: Bundler, lane: CallLane, call: Call) -> None:
         self._bundler, self._lane, self._call = bundler, lane, call
         self._is_placed = self._is_over = False
+        self._seat = Seat("")
         call.place = self
         arguments = call.arguments
         if not isinstance(arguments, Parcel):
@@ -57,14 +59,14 @@ class SingleTask:
             retries=call.kind.retries - call.n_retried,
         )
 
-    def placed(self, node: str) -> None:
+    def placed(self, seat: Seat) -> None:
         """Take the news that it starts on a node."""
+        self._seat = seat
         if not self._is_placed:
             self._is_placed = True
             self._lane.placed()
             self._bundler.pump_soon()
-        if self._call.observer is not None:
-            self._call.observer.placed(self._call, node)
+        self._bundler.note_placed(self._call, seat, is_single=True)
 
     def reported(self, report: Report) -> None:
         """Take the report of an attempt."""
@@ -72,6 +74,9 @@ class SingleTask:
         if call.observer is None:
             return
         call.observer.reported(call, report)
+        record, observer = self._bundler.record, call.observer
+        if record is not None and report.value is None:
+            record.reported(call, report, self._seat)
         estimate = self._bundler.estimates.of(call.function)
         if report.usage is not None:
             estimate.measured(report.usage.wall_s + _CALL_S)
@@ -80,7 +85,9 @@ class SingleTask:
             estimate.weighed(is_heavy=False)
             if report.stdout is None or report.stderr is None:  # the rest of it is there
                 call.remote = self.submission.future
-            self._bundler.finish_here(call, Parcel(report.value))
+            self._bundler.finish_here(call, Parcel(report.value), is_told=False)
+            if record is not None:
+                record.done(call, report, self._seat, observer)
 
     def progressed(self, items: Sequence[bytes], returned: Sequence[int]) -> None:
         """Take results, and what will not be run."""
@@ -121,7 +128,7 @@ class BundleTask:
         self.calls: list[Call | None] = list(calls)
         self._n_left = len(calls)
         self._is_placed = self._is_over = False
-        self._node = ""
+        self._seat = Seat("")
         self.key = new_key(lane.kind.name)
         kinds: dict[Kind, int] = {}
         shared: dict[Call, int] = {}
@@ -152,9 +159,9 @@ class BundleTask:
         else:
             self._bundler.gateway.drop(self.key, call.index)
 
-    def placed(self, node: str) -> None:
+    def placed(self, seat: Seat) -> None:
         """Take the news that it starts on a node."""
-        self._node = node
+        self._seat = seat
         if not self._is_placed:
             self._is_placed = True
             self._lane.placed()
@@ -167,15 +174,17 @@ class BundleTask:
 
     def progressed(self, items: Sequence[bytes], returned: Sequence[int]) -> None:
         """Take results, and what will not be run."""
-        calls, node, finish = self.calls, self._node, self._bundler.finish_here
+        calls, seat, finish = self.calls, self._seat, self._bundler.finish_here
         if not calls:  # all has failed
             return
+        record = self._bundler.record
         wall_s, count, place = 0.0, 0, -1
+        alike = None if record is None else _Alike(record, seat)
         kind: Kind | None = None
         for packed in items:
             place, cpu_s, call_s, peak_bytes, outcome, out, err = pickle.loads(packed)
             call = calls[place]
-            if call is None or call.observer is None:
+            if call is None or (observer := call.observer) is None:
                 continue
             calls[place] = None
             count += 1
@@ -183,18 +192,35 @@ class BundleTask:
                 self._measured(kind, wall_s, count - 1)
                 kind, wall_s, count = call.kind, 0.0, 1
             wall_s += call_s + _CALL_S
-            if call.observer.wants_reports:
-                texts = [one if type(one) is bytes else None for one in (out, err)]
-                report = Report(node, Usage(cpu_s, call_s, peak_bytes), *texts)
-                call.observer.reported(call, report)
-            if type(outcome) is Failure or type(outcome) is Kept:
+            is_special = type(outcome) is Failure or type(outcome) is Kept
+            is_told = observer.wants_reports or (
+                alike is not None and (call_s > _NOTABLE_S or is_special or call.digest is not None)
+            )
+            if is_told:
+                report = Report(
+                    seat.node,
+                    Usage(cpu_s, call_s, peak_bytes),
+                    out if type(out) is bytes else None,
+                    err if type(err) is bytes else None,
+                    problem=outcome.problem if type(outcome) is Failure else None,
+                )
+                observer.reported(call, report)
+                if record is not None and is_special:
+                    record.reported(call, report, seat)
+            elif alike is not None:
+                alike.add(call.kind, observer, cpu_s, call_s, peak_bytes)
+            if is_special:
                 self._take(call, outcome)
             else:
-                finish(call, outcome)
+                finish(call, outcome, is_told=False)
+                if is_told and record is not None:
+                    record.done(call, report, seat, observer)
             if type(out) is tuple or type(err) is tuple:  # the rest of it is with the bundle
                 call.remote, call.place = self.submission.future, (self.key, call.index)
             self._n_left -= 1
         self._measured(kind, wall_s, count)
+        if alike is not None:
+            alike.tell()
         self._put_back([calls[index] for index in returned])
         self._note_current(place + 1)
 
@@ -205,7 +231,7 @@ class BundleTask:
             undone = [call for call in self.calls if call is not None]
             for call in undone[: self._n_suspects()]:
                 call.is_single = True  # one of these ran when the node died
-        self._put_back(self.calls)
+        self._put_back(self.calls, is_lost=True)
 
     def finished(self) -> None:
         """Take the news that its result is in the cluster."""
@@ -244,26 +270,67 @@ class BundleTask:
         if kind is not None and count:
             self._bundler.estimates.of(kind.source).measured(wall_s, count=count)
 
-    def _put_back(self, calls: Sequence[Call | None]) -> None:
+    def _put_back(self, calls: Sequence[Call | None], *, is_lost: bool = False) -> None:
         back = [call for call in calls if call is not None]
         for call in back:
             self.calls[call.index] = None
         self._n_left -= len(back)
         if back:
+            if self._bundler.record is not None:
+                self._bundler.record.put_back(back, is_lost=is_lost)
             self._bundler.put_back(self._lane, back)
 
     def _note_current(self, index: int) -> None:
         """Tell the call that runs now so."""
         if index < len(self.calls):
             call = self.calls[index]
-            if call is not None and call.observer is not None:
-                call.observer.placed(call, self._node)
+            if call is not None:
+                self._bundler.note_placed(call, self._seat, is_single=False)
 
     def _end(self) -> None:
         if not self._is_over:
             self._is_over = True
             self._lane.ended(was_placed=self._is_placed)
             self._bundler.pump_soon()
+
+
+class _Alike:
+    """Short calls of a map, of which nobody wants to know singly: they are written down together.
+
+    Parameters
+    ----------
+    record : Record
+        Where they are written down.
+    seat : Seat
+        Where they ran.
+    """
+
+    def __init__(self, record: Record, seat: Seat) -> None:
+        self._record, self._seat = record, seat
+        self._kind: Kind | None = None
+        self._observer: Observer | None = None
+        self._n_calls, self._cpu_s, self._wall_s, self._peak_bytes = 0, 0.0, 0.0, 0
+
+    def add(
+        self, kind: Kind, observer: Observer, cpu_s: float, wall_s: float, peak_bytes: int
+    ) -> None:
+        """Count a call."""
+        if kind is not self._kind or observer is not self._observer:
+            self.tell()
+            self._kind, self._observer = kind, observer
+        self._n_calls += 1
+        self._cpu_s += cpu_s
+        self._wall_s += wall_s
+        if peak_bytes > self._peak_bytes:
+            self._peak_bytes = peak_bytes
+
+    def tell(self) -> None:
+        """Write down those that were counted since this was called last."""
+        if self._kind is not None and self._observer is not None and self._n_calls:
+            usage = Usage(self._cpu_s, self._wall_s, self._peak_bytes)
+            passed = Passed(self._kind, self._observer, self._seat, self._n_calls, usage)
+            self._record.passed(passed)
+        self._n_calls, self._cpu_s, self._wall_s, self._peak_bytes = 0, 0.0, 0.0, 0
 
 
 def _functions(kinds: Iterable[Kind]) -> list[Parcel | DaskFuture]:

@@ -26,15 +26,19 @@ _ALLOWED = {
     "batch": {"batch"} | _BASE,
     "sites": {"sites", "batch"} | _BASE,
     "runtime": {"runtime", "batch", "core"} | _BASE,
+    "journal": {"journal", "files", "future", "runtime", "core", "tasks"} | _BASE,
     "monitor": {"monitor", "runtime", "core"} | _BASE,
     "testing": {"testing", "runtime", "batch", "core"} | _BASE,
     "cli": {"cli", "sites", "executor", "opening", "future", "tasks", "monitor", "runtime"}
+    | {"journal"}
     | {"batch", "core"}
     | _BASE,
+    "submitter": {"executor", "future", "packing", "tasks"} | _BASE,
+    "files": {"errors"},
     "tasks": {"executor", "future", "runtime"} | _BASE,
     "commands": {"executor", "future", "runtime", "tasks"} | _BASE,
-    "executor": {"future", "lifetime", "mapped", "opening", "packing", "tasks", "monitor"}
-    | {"runtime", "core"}
+    "executor": {"future", "lifetime", "mapped", "opening", "packing", "submitter", "tasks"}
+    | {"journal", "monitor", "runtime", "core"}
     | _BASE,
     "opening": {"sites", "runtime"} | _BASE,
     "packing": {"captures", "future", "tasks", "runtime"} | _BASE,
@@ -52,7 +56,7 @@ _ALLOWED = {
     "toml_file": {"errors"},
     "units": {"errors"},
     "errors": set[str](),
-    "__init__": {"commands", "executor", "future", "pool", "tasks", "waiting"} | _BASE,
+    "__init__": {"commands", "executor", "files", "future", "pool", "tasks", "waiting"} | _BASE,
 }
 
 

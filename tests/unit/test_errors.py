@@ -37,6 +37,7 @@ _EXAMPLES: list[errors.ExadaskError] = [
     errors.SubmissionRefused("sbatch job.sh", "invalid partition", True, "Give queue=."),
     errors.TaskCrashed("relax", "SIGSEGV", None, "Fatal", "node-3"),
     errors.TimeExceeded("relax", 60.0, "node-3"),
+    errors.UnhashableValue("relax", "argument 1 (a lock)", "cannot pickle it"),
 ]
 
 
