@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -22,9 +23,9 @@ from exadask.errors import (
     NotSerializable,
 )
 from exadask.future import Future
-from exadask.journal.run import RunJournal, open_journal
+from exadask.journal.run import RunJournal, open_journal, resume_run
 from exadask.mapped import Mapped
-from exadask.opening import Cluster, find_run, open_cluster, split_settings
+from exadask.opening import Cluster, open_cluster, split_settings
 from exadask.packing import Kinds, TaskPacker, as_task
 from exadask.resources import NodeShape
 from exadask.runtime.call import Call, Gateway, Observer
@@ -97,20 +98,21 @@ class Executor(concurrent.futures.Executor):
     ) -> None:
         lifetime.send_main_by_value()
         config = split_settings(settings)[0]
-        earlier = None if resume is None else find_run(resume, config)
-        cluster = open_cluster(
-            nodes, site=site, pools=pools, attach=attach, run=earlier, settings=settings
-        )
-        self._cluster: Cluster | None = cluster
-        self._adopt(cluster.bundler, config.segment_bytes)
-        try:
-            folder = earlier or cluster.journal_folder()
-            self._journal = open_journal(
-                folder, config, cluster.bundler, is_resumed=earlier is not None
+        resumed = None if resume is None else resume_run(resume, config)
+        run = None if resumed is None else resumed.folder
+        with contextlib.ExitStack() as undo:
+            if resumed is not None:
+                undo.callback(resumed.lock.release)
+            cluster = open_cluster(
+                nodes, site=site, pools=pools, attach=attach, run=run, settings=settings
             )
-        except BaseException:
-            cluster.close()
-            raise
+            self._cluster: Cluster | None = cluster
+            undo.callback(cluster.close)
+            self._adopt(cluster.bundler, config.segment_bytes)
+            folder, summary = run or cluster.journal_folder(), cluster.summary
+            arguments = folder, config, cluster.bundler
+            self._journal = open_journal(*arguments, resumed=resumed, summary=summary)
+            undo.pop_all()
         lifetime.opened(self)
 
     @classmethod

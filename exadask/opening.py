@@ -13,6 +13,7 @@ from exadask.pool import FACTS, Pool
 from exadask.resources import NodeShape
 
 if TYPE_CHECKING:
+    from exadask.core.fleet_report import FleetSummary
     from exadask.runtime.bundling import Bundler
     from exadask.runtime.gateway import DaskGateway
     from exadask.runtime.run_folder import RunFolder
@@ -37,6 +38,9 @@ class Cluster(Protocol):
     @property
     def shapes(self) -> Mapping[str, NodeShape]:
         """The connected nodes, and what each offers."""
+
+    def summary(self) -> FleetSummary | None:
+        """Say how its allocations are; None: it has none, or another process looks after them."""
 
     def journal_folder(self) -> RunFolder | None:
         """Give the folder where what happens is written; None: a new one."""

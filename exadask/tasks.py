@@ -283,12 +283,15 @@ def _local_state(setup: Callable[[], Any]) -> Any:
     return _states[setup]
 
 
+_MEANT = {"mem": ["memory"], "ram": ["memory"], "cpus": ["cores"], "walltime": ["time"]}
+
+
 def _reject_unknown(options: Mapping[str, Any]) -> None:
     import difflib
 
     for name in options:
         if name not in _KNOWN:
-            near = difflib.get_close_matches(name, _KNOWN, n=1)
+            near = _MEANT.get(name) or difflib.get_close_matches(name, _KNOWN, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(_KNOWN)}."
             raise InvalidRequest(f"unknown task option {name!r}.", hint)
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from exadask.cli.machine import Machine, machine_options
+
+if TYPE_CHECKING:
+    from exadask.runtime.run_folder import RunFolder
 
 
 @click.command()
@@ -31,27 +35,25 @@ def up(machine: Machine) -> int:
 
 
 @click.command()
-@click.argument("run", default="exadask-runs/latest")
-def down(run: str) -> int:
+@click.argument("run", required=False)
+def down(run: str | None) -> int:
     """End a standing scheduler, and give all its allocations back."""
-    from exadask.runtime.run_folder import RunFolder
     from exadask.runtime.standing import stop_standing
 
-    found = RunFolder.find(run)
+    found = _run_that_listens(run)
     stop_standing(found)
     click.echo(f"{found.path} has ended; its logs are still there.", err=True)
     return 0
 
 
 @click.command()
-@click.argument("run", default="exadask-runs/latest")
+@click.argument("run", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(run: str, as_json: bool) -> int:
+def status(run: str | None, as_json: bool) -> int:
     """Show the pools, allocations and nodes of a run that stands or is in progress."""
     from exadask.runtime.pooled_cluster import AttachedCluster
-    from exadask.runtime.run_folder import RunFolder
 
-    cluster = AttachedCluster(RunFolder.find(run))
+    cluster = AttachedCluster(_run_that_listens(run))
     try:
         summary = cluster.gateway.ask("exadask_summary")
         plan = cluster.gateway.ask("exadask_plan")
@@ -75,3 +77,16 @@ def status(run: str, as_json: bool) -> int:
         if cluster.dashboard:
             click.echo(f"dashboard: {cluster.dashboard}")
     return 0
+
+
+def _run_that_listens(wanted: str | None) -> RunFolder:
+    """Find a run; without a name, the last one whose scheduler listens."""
+    from exadask.config import Config
+    from exadask.opening import find_run
+    from exadask.runtime.run_folder import RunFolder
+
+    config = Config.resolve()
+    if wanted is not None:
+        return find_run(wanted, config)
+    listening = (one for one in RunFolder.all_below(Path(config.run_folder)) if one.is_published)
+    return next(listening, None) or find_run("latest", config)

@@ -78,6 +78,8 @@ class Fleet:
         What all allocations together may cost [node-seconds]. None: any amount.
     limits : FleetLimits
         How patient it is.
+    n_earlier : mapping of str to int, optional
+        For each pool, how many names of allocations have been used before.
 
     Notes
     -----
@@ -104,9 +106,12 @@ class Fleet:
         mode: Mode = "auto",
         budget_node_s: float | None = None,
         limits: FleetLimits | None = None,
+        n_earlier: Mapping[str, int] | None = None,
     ) -> None:
         self.mode: Mode = mode
         self._state = FleetState(pools, budget_node_s, limits or FleetLimits())
+        for name, count in (n_earlier or {}).items():
+            self._state.books[name].n_asked = count
 
     # -- events -----------------------------------------------------------------------------
 

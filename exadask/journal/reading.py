@@ -139,7 +139,11 @@ class RunRecord:
         rows = self._all("SELECT * FROM tasks WHERE key = ?", wanted)
         number = number_in(wanted)
         if number is not None and not rows:
-            rows = self._all("SELECT * FROM tasks WHERE id = ?", number)
+            query = (
+                "SELECT t.* FROM tasks t JOIN functions f ON f.id = t.function "
+                "WHERE t.id = ? AND substr(?, 1, length(f.name) + 1) = f.name || '-'"
+            )
+            rows = self._all(query, number, wanted)
         if not rows:
             query = (
                 "SELECT t.* FROM tasks t JOIN functions f ON f.id = t.function WHERE f.name = ? "

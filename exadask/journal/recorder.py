@@ -21,6 +21,7 @@ from exadask.runtime.job import Kind, Problem, Report, TaskFailed, Usage
 
 _SETTLED_S = 0.25  # what changes faster is written down when it is over
 _NO_SEAT = Seat("")
+_journals = itertools.count(1)
 _NO_PROBLEM = (None, None, None)
 _MOST_KINDS = 4096
 
@@ -47,6 +48,7 @@ class Recorder:
         save: Callable[[Call, int], ResultRow | None] | None = None,
     ) -> None:
         self._session, self._save = session, save
+        self._journal = next(_journals)
         self._numbers, self._next_function = itertools.count(next_task), next_function
         self._fresh: deque[Call] = deque()
         self._last_seat, self._last_texts = _NO_SEAT, ("", "", "")
@@ -66,7 +68,7 @@ class Recorder:
             self._notes.append((self._submitted, now, calls, observer))
             return
         for call in calls:
-            call.number, call.submitted = next(self._numbers), now
+            call.number, call.journal, call.submitted = next(self._numbers), self._journal, now
         self._fresh.extend(calls)
 
     def placed(self, call: Call, seat: Seat) -> None:
@@ -150,7 +152,7 @@ class Recorder:
     def _row_of(self, call: Call, now: float, group: _Map | None) -> TaskRow:
         """Make the row of a call that waits."""
         if not call.number:
-            call.number = next(self._numbers)
+            call.number, call.journal = next(self._numbers), self._journal
             call.submitted = group.row.submitted or now if group else now
         inputs = None
         if call.inputs:

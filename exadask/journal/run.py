@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 import logging
 import os
@@ -12,17 +13,20 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import exadask
 from exadask.config import Config
-from exadask.errors import RunFolderError
+from exadask.core.fleet_report import FleetSummary
+from exadask.errors import InvalidRequest, RunFolderError
+from exadask.journal.fleet import FleetHistory
 from exadask.journal.journal import Journal
 from exadask.journal.lock import RunLock
 from exadask.journal.reading import JOURNAL, Lookup
 from exadask.journal.recorder import Recorder
 from exadask.journal.remembered import Remembered
 from exadask.journal.rows import Row, SessionRow
+from exadask.opening import find_run
 from exadask.runtime.bundling import Bundler
 from exadask.runtime.call import Call
 from exadask.runtime.job import Kind
@@ -38,6 +42,36 @@ logger = logging.getLogger(__name__)
 
 LOCK = "journal.lock"
 _SAVE_TIMEOUT_S = 60.0
+_LOOK_S, _ANSWER_S = 1.0, 1.0
+
+
+class ResumedRun(NamedTuple):
+    """A run that goes on; nobody else may drive it meanwhile."""
+
+    folder: RunFolder
+    lock: RunLock
+
+
+def resume_run(given: str | Path, config: Config) -> ResumedRun:
+    """Take hold of an earlier run, and remove what its killed processes have left.
+
+    Raises
+    ------
+    RunFolderError
+        There is none, or another process drives it.
+    InvalidRequest
+        Nothing is to be written, so that nothing could go on.
+    """
+    if not config.journal:
+        raise InvalidRequest(
+            "resume= goes on with a run by its journal, and journal=False leaves that out.",
+            "Leave one of them out.",
+        )
+    folder = find_run(given, config)
+    lock = RunLock(folder.path / LOCK)
+    lock.acquire()
+    folder.close()
+    return ResumedRun(folder, lock)
 
 
 class RunJournal:
@@ -51,8 +85,10 @@ class RunJournal:
         Whether results are kept, and where those of memoised tasks lie.
     bundler : Bundler
         Whose calls are written down.
-    is_resumed : bool
-        Whether results that are there already are given to the calls that ask for the same.
+    resumed : ResumedRun, optional
+        The run that goes on: its results are given to the calls that ask for the same.
+    summary : callable
+        Says how the allocations are.
 
     Raises
     ------
@@ -61,11 +97,22 @@ class RunJournal:
     """
 
     def __init__(
-        self, folder: RunFolder, config: Config, bundler: Bundler, *, is_resumed: bool = False
+        self,
+        folder: RunFolder,
+        config: Config,
+        bundler: Bundler,
+        *,
+        resumed: ResumedRun | None = None,
+        summary: Callable[[], FleetSummary | None] = lambda: None,
     ) -> None:
         self.folder, self._bundler = folder, bundler
-        self._lock = RunLock(folder.path / LOCK)
-        self._lock.acquire()
+        self._fleet = FleetHistory()
+        self._summary = summary
+        if resumed is None:
+            self._lock = RunLock(folder.path / LOCK)
+            self._lock.acquire()
+        else:
+            self._lock = resumed.lock
         path = folder.path / JOURNAL
         try:
             self._journal = Journal(path)
@@ -73,8 +120,8 @@ class RunJournal:
             self._lock.release()
             raise
         numbers = self._journal.numbers
-        keeps = config.keep_results or is_resumed
-        self._lookup = Lookup(path, is_shared=self._journal.is_shared) if is_resumed else None
+        keeps = config.keep_results or resumed is not None
+        self._lookup = Lookup(path, is_shared=self._journal.is_shared) if resumed else None
         self.remembered = Remembered(
             memo=StoredResults(Path(config.memo_folder or folder.path.parent / "memo")),
             own=StoredResults(folder.path / "results") if keeps else None,
@@ -92,6 +139,7 @@ class RunJournal:
             save=self.remembered.save,
         )
         self._n_saving = 0
+        self._loop_is_open, self._next_look_s = True, 0.0
         self._saved = threading.Condition()
         self._journal.put(self._session)
         self._journal.on_drain = self._rows
@@ -124,10 +172,14 @@ class RunJournal:
         self._journal.flush(timeout_s=_SAVE_TIMEOUT_S)
         with self._saved:
             self._saved.wait_for(lambda: self._n_saving == 0, timeout=_SAVE_TIMEOUT_S)
+        self._loop_is_open = False
 
     def close(self) -> None:
         """End the journal; nothing is written afterwards."""
         self._bundler.record = None
+        summary = self._summary()
+        for row in self._fleet.rows(summary, time.time()) if summary is not None else ():
+            self._journal.put(row)
         self._journal.put(self._session._replace(ended=time.time()))
         self._journal.close()
         if self._lookup is not None:
@@ -137,6 +189,22 @@ class RunJournal:
     def _rows(self) -> Iterator[Row]:
         yield from self._recorder.rows()
         yield from self.remembered.late_rows()
+        if self._loop_is_open and time.monotonic() >= self._next_look_s:
+            self._next_look_s = time.monotonic() + _LOOK_S
+            yield from self._allocation_rows()
+
+    def _allocation_rows(self) -> Iterator[Row]:
+        """Look at the allocations, on the loop that owns them."""
+        try:
+            asked = asyncio.run_coroutine_threadsafe(self._ask(), self._bundler.gateway.loop)
+            summary = asked.result(_ANSWER_S)
+        except (RuntimeError, TimeoutError, concurrent.futures.TimeoutError):
+            return  # it is busy, or closes
+        if summary is not None:
+            yield from self._fleet.rows(summary, time.time())
+
+    async def _ask(self) -> FleetSummary | None:
+        return self._summary()
 
     def _save_there(
         self, call: Call, folder: Path, name: str, told: Callable[[BaseException | None], None]
@@ -172,7 +240,8 @@ def open_journal(
     config: Config,
     bundler: Bundler,
     *,
-    is_resumed: bool,
+    resumed: ResumedRun | None,
+    summary: Callable[[], FleetSummary | None],
 ) -> RunJournal | None:
     """Begin to write about a run; without a folder of its own it gets one.
 
@@ -190,9 +259,9 @@ def open_journal(
         return None
     try:
         run = folder or RunFolder.create(Path(config.run_folder))
-        return RunJournal(run, config, bundler, is_resumed=is_resumed)
+        return RunJournal(run, config, bundler, resumed=resumed, summary=summary)
     except RunFolderError as error:
-        if is_resumed or config.keep_results or folder is not None:
+        if config.keep_results or folder is not None:
             raise
         logger.warning("nothing is written about this run: %s", error)
         return None

@@ -111,6 +111,7 @@ class Allocator:
 
     async def start(self) -> None:
         """Find out what the nodes have, and begin to decide."""
+        self._loop = asyncio.get_running_loop()
         for pool in self._pools.values():
             self._backends.setdefault(pool.name, self._known_backend(pool) or backend_of(pool))
         for pool in list(self._pools.values()):
@@ -124,6 +125,7 @@ class Allocator:
             mode=self._config.scale,
             budget_node_s=self._config.budget,
             limits=FleetLimits(grow_after_s=self._config.grow_after_s, lead_s=self._config.lead_s),
+            n_earlier={name: self._run.n_allocations(name) for name in self._pools},
         )
         self._reaper = Reaper(self._run)
         self._plugin.roster.observer = self
@@ -464,4 +466,4 @@ class Allocator:
         return "" if entry is None else tail_of(entry.request.log)
 
     def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+        return self._loop.time()  # also when it has stopped, for the record

@@ -23,10 +23,10 @@ LEAST_WINDOW = 2**15
 
 _PROCESS = os.urandom(8).hex()
 _serial = itertools.count()
-_NUMBERED = re.compile(r"-[0-9a-f]{16}n([0-9a-f]+)$")
+_NUMBERED = re.compile(r"-[0-9a-f]{16}j[0-9a-f]+n([0-9a-f]+)$")
 
 
-def new_key(name: str, number: int = 0) -> str:
+def new_key(name: str, number: int = 0, journal: int = 0) -> str:
     """Make a name that no other call, task or client of the same cluster has.
 
     Parameters
@@ -34,9 +34,13 @@ def new_key(name: str, number: int = 0) -> str:
     name : str
         What it begins with.
     number : int
-        The call's number in the journal, which is found again by that; 0 if it has none.
+        The call's number in a journal, where it is found again by that; 0 if it has none.
+    journal : int
+        Which of the journals of this process that is.
     """
-    return f"{name}-{_PROCESS}n{number:x}" if number else f"{name}-{_PROCESS}{next(_serial):08x}"
+    if not number:
+        return f"{name}-{_PROCESS}{next(_serial):08x}"
+    return f"{name}-{_PROCESS}j{journal:x}n{number:x}"
 
 
 def number_in(key: str) -> int | None:
@@ -111,6 +115,8 @@ class Call:
         How many of its inputs it waits for.
     number : int
         Its number in the journal; 0 if it has none.
+    journal : int
+        Which of the journals of this process that is.
     submitted : float
         When it was submitted, if that is written down [s since the epoch].
     digest : bytes or None
@@ -125,7 +131,7 @@ class Call:
     inputs: tuple[Call | DaskFuture, ...] = ()
     observer: Observer | None = None
     is_single = is_dropped = has_value = is_lasting = False
-    n_retried = index = n_missing = nbytes = number = 0
+    n_retried = index = n_missing = nbytes = number = journal = 0
     bundle: int | None = None
     value: Any = None
     remote: DaskFuture | None = None
@@ -160,7 +166,7 @@ class Call:
     def key(self) -> str:
         """Its name in the cluster: unique."""
         if self._key is None:
-            self._key = new_key(self.kind.name, self.number)
+            self._key = new_key(self.kind.name, self.number, self.journal)
         return self._key
 
     @property

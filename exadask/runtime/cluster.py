@@ -90,6 +90,9 @@ class EmbeddedCluster:
         """What places tasks."""
         return self._plugin
 
+    def summary(self) -> None:
+        """There are no allocations."""
+
     def journal_folder(self) -> None:
         """Nothing is written before there is a journal: it makes a folder of its own."""
 

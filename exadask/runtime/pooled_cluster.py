@@ -13,6 +13,7 @@ from distributed.security import Security
 from distributed.utils import LoopRunner
 
 from exadask.config import Config
+from exadask.core.fleet_report import FleetSummary
 from exadask.errors import ClusterUnreachable
 from exadask.pool import Pool
 from exadask.resources import NodeShape
@@ -107,6 +108,10 @@ class PooledCluster(_Connected):
             self.close()
             raise
 
+    def summary(self) -> FleetSummary:
+        """Say how the allocations are; also when all is closed."""
+        return self.host.allocator.summary()
+
     def journal_folder(self) -> RunFolder:
         """Give the folder where what happens is written."""
         return self.run
@@ -141,6 +146,9 @@ class AttachedCluster(_Connected):
         except BaseException:
             self.close()
             raise
+
+    def summary(self) -> None:
+        """The standing scheduler looks after the allocations."""
 
     def journal_folder(self) -> RunFolder:
         """Give this session a folder of its own: each process writes its own journal."""

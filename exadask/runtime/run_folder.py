@@ -136,6 +136,13 @@ class RunFolder:
         """The folder of an allocation."""
         return self.path / "allocations" / name
 
+    def n_allocations(self, pool: str) -> int:
+        """Say how many allocations of a pool have had a folder here, before a run was resumed."""
+        serials = [one.name.rpartition("-") for one in self.path.glob("allocations/*")]
+        return max(
+            (int(n) + 1 for name, _, n in serials if name == pool and n.isdigit()), default=0
+        )
+
     def write_private(self, name: str, facts: Mapping[str, Any] | Sequence[Any]) -> Path:
         """Write facts as JSON into a file that only its owner can read; all of it or nothing."""
         path = self.path / name

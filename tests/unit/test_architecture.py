@@ -26,7 +26,7 @@ _ALLOWED = {
     "batch": {"batch"} | _BASE,
     "sites": {"sites", "batch"} | _BASE,
     "runtime": {"runtime", "batch", "core"} | _BASE,
-    "journal": {"journal", "files", "future", "runtime", "core", "tasks"} | _BASE,
+    "journal": {"journal", "files", "future", "opening", "runtime", "core", "tasks"} | _BASE,
     "monitor": {"monitor", "runtime", "core"} | _BASE,
     "testing": {"testing", "runtime", "batch", "core"} | _BASE,
     "cli": {"cli", "sites", "executor", "opening", "future", "tasks", "monitor", "runtime"}
@@ -40,7 +40,7 @@ _ALLOWED = {
     "executor": {"future", "lifetime", "mapped", "opening", "packing", "submitter", "tasks"}
     | {"journal", "monitor", "runtime", "core"}
     | _BASE,
-    "opening": {"sites", "runtime"} | _BASE,
+    "opening": {"core", "sites", "runtime"} | _BASE,
     "packing": {"captures", "future", "tasks", "runtime"} | _BASE,
     "captures": {"tasks"} | _BASE,
     "lifetime": {"executor"},
