@@ -159,6 +159,7 @@ class TaskPacker:
             pool=options.pool,
             bundle=None if options.bundle is None else min(options.bundle, MAX_CALLS),
             memo=options.memo,
+            rungs=options.rungs,
         )
         self._futures = packer.futures
         if self._futures:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -32,7 +34,9 @@ class TaskOptions:
     Parameters
     ----------
     request : Resources
-        What it asks of a node.
+        What it asks of a node, at first.
+    rungs : tuple of Resources
+        What it asks for, from rung to rung of a ladder, `request` first; empty without a ladder.
     retries : int
         Attempts after the first, when it raises; a lost node does not count.
     retry_on : tuple of type, optional
@@ -58,6 +62,7 @@ class TaskOptions:
     """
 
     request: Resources = field(default_factory=Resources)
+    rungs: tuple[Resources, ...] = ()
     retries: int = 0
     retry_on: tuple[type[BaseException], ...] | None = None
     priority: int = 0
@@ -93,8 +98,9 @@ class TaskOptions:
         base = base or cls()
         _reject_unknown(options)
         checked = {name: check(options[name]) for name, check in _CHECKS.items() if name in options}
-        request = _merged_request(base.request, options)
-        return replace(base, request=request, **checked)
+        rungs = _merged_rungs(base.rungs or (base.request,), options)
+        is_ladder = len(rungs) > 1
+        return replace(base, request=rungs[0], rungs=rungs if is_ladder else (), **checked)
 
 
 class Task(Generic[P, T]):
@@ -218,11 +224,13 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         The function.
     **options
         ``cores``: whole cores [cores]. ``gpus``: whole GPUs or a share of one [GPUs].
-        ``memory``: "8GiB" or bytes. ``time``: "2h" or seconds. ``retries``: attempts after the
-        first. ``retry_on``: exceptions that are worth another attempt. ``priority``: larger runs
-        earlier. ``env``: environment variables. ``setup``: a function without arguments; what it
-        returns is built once per slot and given to each call as the first argument.
-        ``isolation``: "process", or "thread" to run in the agent's own process, where limits are
+        ``memory``: "8GiB" or bytes. ``time``: "2h" or seconds. A list of any of these is a
+        ladder: a call that has exceeded its memory or its time is placed again one rung up.
+        ``retries``: attempts after the first. ``retry_on``: exceptions that are worth another
+        attempt. ``priority``: larger runs earlier. ``env``: environment variables. ``setup``: a
+        function without arguments; what it returns is built once per slot and given to each
+        call as the first argument. ``isolation``: "process", or "thread" to run in the agent's
+        own process, where limits are
         booked but cannot be enforced. ``name``: what to call it. ``pool``: the only pool whose
         nodes may run it. ``bundle``: how many short calls travel together; False keeps each call
         for itself, and by default as many travel together as last a fraction of a second.
@@ -296,15 +304,60 @@ def _reject_unknown(options: Mapping[str, Any]) -> None:
             raise InvalidRequest(f"unknown task option {name!r}.", hint)
 
 
-def _merged_request(base: Resources, options: Mapping[str, Any]) -> Resources:
-    merged: dict[str, Any] = {
-        "cores": base.cores,
-        "gpus": base.gpus,
-        "memory": base.memory_bytes,
-        "time": base.time_s,
+def _merged_rungs(base: tuple[Resources, ...], options: Mapping[str, Any]) -> tuple[Resources, ...]:
+    """Build what is asked for, from rung to rung; without a list that is one."""
+    columns: dict[str, list[Any]] = {
+        "cores": [one.cores for one in base],
+        "gpus": [one.gpus for one in base],
+        "memory": [one.memory_bytes for one in base],
+        "time": [one.time_s for one in base],
     }
-    merged.update({name: options[name] for name in merged if name in options})
-    return Resources.parse(**merged)
+    lists = {}
+    for name in columns:
+        if name not in options:
+            continue
+        value = options[name]
+        if not isinstance(value, (list, tuple)):
+            columns[name] = [value] * len(base)
+            continue
+        if not value:
+            raise InvalidRequest(f"{name}=[] has no rung.", "Give at least one value.")
+        columns[name] = lists[name] = list(value)
+    n_rungs = max(len(one) for one in (lists or columns).values())
+    for name, values in columns.items():
+        if name in lists and len(values) != n_rungs:
+            counts = ", ".join(f"{name}: {len(one)}" for name, one in lists.items())
+            raise InvalidRequest(
+                f"the lists of a ladder have different lengths ({counts}).",
+                "Give each as many values as there are rungs; a single value holds for all.",
+            )
+        if len(values) != n_rungs:
+            columns[name] = [values[0]] * n_rungs
+    rungs = [
+        Resources.parse(**{name: values[place] for name, values in columns.items()})
+        for place in range(n_rungs)
+    ]
+    if not lists and len(set(rungs)) == 1:
+        return (rungs[0],)  # what its rungs differed in holds for all of them now
+    for lower, higher in itertools.pairwise(rungs):
+        if not _is_higher(higher, lower):
+            raise InvalidRequest(
+                f"a ladder goes from {lower} to {higher}.",
+                "Each rung must have more memory or more time than the one before, and less of "
+                "nothing.",
+            )
+    return tuple(rungs)
+
+
+def _is_higher(one: Resources, other: Resources) -> bool:
+    """Whether a rung is above another: None stands for no limit."""
+    pairs = [(one.memory_bytes, other.memory_bytes), (one.time_s, other.time_s)]
+    limits = [
+        tuple(math.inf if limit is None else float(limit) for limit in pair) for pair in pairs
+    ]
+    is_less = any(here < there for here, there in limits)
+    has_more = any(here > there for here, there in limits)
+    return has_more and not is_less and one.cores >= other.cores
 
 
 def _checked_count(name: str, *, least: int | None) -> Callable[[object], int]:

@@ -274,6 +274,9 @@ class Recorder:
             entry = self._entries.get(call)
             if entry is not None and entry.attempt_began is not None:
                 yield self._end_attempt(entry, now, "lost" if is_lost else "returned")
+            if entry is not None and call.kind.rung:  # it asks for more than before
+                yield from self._function_row(call.kind)
+                entry.row = entry.row._replace(function=self._function_of[call.kind])
 
     def _finished(self, now: float, call: Call, observer: Observer) -> Iterator[Row]:
         if call not in self._entries:

@@ -262,6 +262,21 @@ class Bundler:
         self._busy[lane] = None
         self.pump_soon()
 
+    def climb(self, call: Call, error: str) -> bool:
+        """Queue a call again one rung up its ladder, if that helps and there is a node for it."""
+        higher = call.kind.higher(error)
+        if higher is None:
+            return False
+        offers = self.gateway.offers
+        if offers and not any(one.fits(higher.request, higher.pool) for one in offers):
+            return False
+        call.climb(higher)
+        if self.record is not None:
+            self.record.put_back([call], is_lost=False)
+        self._queue(call)
+        self.pump_soon()
+        return True
+
     def pump_soon(self) -> None:
         """Look soon whether more can be sent."""
         if not self._is_pump_due and self._busy:
@@ -362,7 +377,8 @@ class Bundler:
             self._queue(kind.data)
 
     def _queue(self, call: Call) -> None:
-        if call.settle is not None and call.settle():
+        settle, call.settle = call.settle, None
+        if settle is not None and settle():
             if self.record is not None:
                 self.record.reused(call)
             self.finish_here(call, call.value, is_told=False)

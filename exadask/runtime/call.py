@@ -23,7 +23,7 @@ LEAST_WINDOW = 2**15
 
 _PROCESS = os.urandom(8).hex()
 _serial = itertools.count()
-_NUMBERED = re.compile(r"-[0-9a-f]{16}j[0-9a-f]+n([0-9a-f]+)$")
+_NUMBERED = re.compile(r"-[0-9a-f]{16}j[0-9a-f]+n([0-9a-f]+)(?:-up\d+)?$")
 
 
 def new_key(name: str, number: int = 0, journal: int = 0) -> str:
@@ -168,6 +168,11 @@ class Call:
         if self._key is None:
             self._key = new_key(self.kind.name, self.number, self.journal)
         return self._key
+
+    def climb(self, kind: Kind) -> None:
+        """Ask for more from now on; the cluster must not take it for the call that failed."""
+        self._key = f"{self.key.partition('-up')[0]}-up{kind.rung}"
+        self.kind, self.place = kind, None
 
     @property
     def known_key(self) -> str | None:

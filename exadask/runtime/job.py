@@ -74,6 +74,8 @@ class Kind:
         How many calls travel together; 1 keeps each for itself. None: as many as suit.
     memo : bool
         Whether equal calls have the same result, in later runs too.
+    rungs : tuple of Resources
+        What a call asks for from rung to rung of a ladder; empty without one.
 
     Attributes
     ----------
@@ -85,11 +87,16 @@ class Kind:
         Whether a "call" only keeps its arguments in the cluster, for other calls.
     data : object
         The call that keeps the function in the cluster, if it is large; another such cache.
+    rung : int
+        On which rung it is.
+    above : Kind or None
+        The same one rung up, once it has been asked for; another cache.
     lane : object
         Where these calls queue; a cache of `exadask.runtime.bundling`, which does not travel.
     """
 
     __slots__ = (
+        "above",
         "bundle",
         "data",
         "digest",
@@ -106,6 +113,8 @@ class Kind:
         "request",
         "retries",
         "retry_on",
+        "rung",
+        "rungs",
         "setup",
         "source",
         "surroundings",
@@ -128,17 +137,19 @@ class Kind:
         pool: str | None = None,
         bundle: int | None = None,
         memo: bool = False,
+        rungs: tuple[Resources, ...] = (),
     ) -> None:
         self.name, self.function, self.source = name, function, source
         self.request, self.surroundings, self.env, self.setup = request, surroundings, env, setup
         self.isolation, self.retry_on = isolation, retry_on
         self.priority, self.retries, self.pool, self.bundle = priority, retries, pool, bundle
-        self.memo = memo
+        self.memo, self.rungs, self.rung = memo, rungs, 0
         self.digest = function.digest()
         self.is_single = bundle == 1 or isolation == "thread"
         self.is_data = False
         self.lane: Any = None
         self.data: Any = None
+        self.above: Kind | None = None
 
     @property
     def is_hollow(self) -> bool:
@@ -160,7 +171,7 @@ class Kind:
         self.function = state[0]
         for name, value in zip(_TRAVELLING, state[1:], strict=True):
             setattr(self, name, value)
-        self.lane = self.data = None
+        self.lane = self.data = self.above = None
 
     def is_same(self, other: Kind) -> bool:
         """Whether calls of the other could as well be calls of this."""
@@ -169,14 +180,33 @@ class Kind:
             getattr(self, name) == getattr(other, name) for name in _TRAVELLING if name != "setup"
         )
 
+    def higher(self, error: str) -> Kind | None:
+        """Give the same one rung up, if that helps after an error of this class."""
+        if self.rung + 1 >= len(self.rungs):
+            return None
+        here, there = self.request, self.rungs[self.rung + 1]
+        is_memory = error == "MemoryExceeded" and here.memory_bytes != there.memory_bytes
+        is_time = error == "TimeExceeded" and here.time_s != there.time_s
+        if not (is_memory or is_time):
+            return None
+        if self.above is None:
+            self.above = Kind.__new__(Kind)
+            self.above.__setstate__((self.function, *self.__getstate__()[1:]))
+            self.above.request, self.above.rung = there, self.rung + 1
+            self.above.data = self.data
+        return self.above
+
     def may_retry(self, error: BaseException) -> bool:
-        """Whether the user wants another attempt after this kind of error."""
+        """Whether another attempt may follow this error, with what it asks for now."""
+        if self.higher(type(error).__name__) is not None:
+            return False  # its client places it one rung up
         if self.retry_on is None:
             return True
         return any(qualified_name(kind) in self.retry_on for kind in type(error).__mro__)
 
 
-_TRAVELLING = tuple(name for name in Kind.__slots__ if name not in ("function", "data", "lane"))
+_CACHES = ("function", "data", "lane", "above")
+_TRAVELLING = tuple(name for name in Kind.__slots__ if name not in _CACHES)
 
 
 class _Keyed:

@@ -110,7 +110,10 @@ class SingleTask:
         """Take the news that it has no result."""
         self._end()
         call = self._call
-        if call.observer is not None:
+        if call.observer is None:
+            return
+        is_its_own = isinstance(error, TaskFailed) and error.key == call.key
+        if not (is_its_own and self._bundler.climb(call, error.failure.error)):  # type: ignore[attr-defined]  # it is its own
             self._bundler.fail(call, _translated(error, call))
 
     def _end(self) -> None:
@@ -253,6 +256,8 @@ class BundleTask:
             call.remote = self.submission.future
             bundler.estimates.of(call.function).weighed(is_heavy=True)
             bundler.finish_there(call)
+        elif bundler.climb(call, outcome.error):
+            return
         elif outcome.may_retry and call.n_retried < call.kind.retries:
             call.n_retried += 1
             bundler.put_back(self._lane, [call])

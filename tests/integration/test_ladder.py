@@ -1,0 +1,130 @@
+"""A task that has exceeded its memory or its time is placed again one rung up its ladder."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+import exadask as xd
+from exadask.errors import InvalidRequest, MemoryExceeded, TimeExceeded
+from exadask.journal.reading import RunRecord
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+pytestmark = pytest.mark.timeout(120)
+
+MIB = 2**20
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[xd.Executor]:
+    shape = xd.NodeShape.declare(cores=4, memory="2GiB")
+    options: dict[str, Any] = {"poll_interval_s": 0.02, "kill_grace_s": 0.2}
+    with xd.Executor(nodes=[shape], run_folder=tmp_path, **options) as executor:
+        yield executor
+
+
+def hold(n_bytes: int) -> int:
+    """Take so much memory, and wait to be caught."""
+    data = bytearray(n_bytes)
+    for place in range(0, n_bytes, 4096):
+        data[place] = 1
+    time.sleep(0.3 if n_bytes > 50 * MIB else 0.01)
+    return len(data)
+
+
+@pytest.mark.parametrize("bundle", [None, False])
+def test_those_that_need_more_get_more_and_no_retry_is_counted(
+    node: xd.Executor, bundle: bool | None
+) -> None:
+    sizes = [200 * MIB if place % 5 == 0 else MIB for place in range(50)]
+    futures = [
+        node.options(memory=["100MiB", "400MiB"], bundle=bundle).submit(hold, size)
+        for size in sizes
+    ]
+    assert [one.result(90) for one in futures] == sizes
+    assert [one.attempts for one in futures] == [2 if size > MIB else 1 for size in sizes]
+    wanted = [one.resources.memory_bytes for one in futures]
+    assert wanted == [400 * MIB if size > MIB else 100 * MIB for size in sizes]
+    assert node.run_folder is not None
+    node.shutdown()
+    with RunRecord.opened(node.run_folder) as record:
+        assert record.counts() == {"done": 50}
+        (climbed,) = record.find(futures[0].key)
+        outcomes = [(one.outcome, one.error) for one in record.attempts(climbed.id)]
+        assert outcomes == [("failed", "MemoryExceeded"), ("done", None)]
+
+
+def test_the_last_rung_is_the_last(node: xd.Executor) -> None:
+    ladder = node.options(memory=["60MiB", "100MiB", "150MiB"])
+    future = ladder.submit(hold, 600 * MIB)
+    with pytest.raises(MemoryExceeded, match=r"entitled to 0\.146 GiB"):
+        future.result(60)
+    assert future.attempts == 3
+
+
+def test_a_rung_that_fits_no_node_is_not_climbed_to(node: xd.Executor) -> None:
+    future = node.options(memory=["60MiB", "1TiB"]).submit(hold, 300 * MIB)
+    with pytest.raises(MemoryExceeded, match=r"entitled to 0\.059 GiB"):
+        future.result(60)
+    assert future.attempts == 1
+
+
+def test_time_can_be_climbed_too(node: xd.Executor) -> None:
+    future = node.options(time=[0.2, 30], cores=[1, 2]).submit(time.sleep, 0.6)
+    assert future.result(60) is None
+    assert future.attempts == 2
+    assert (future.resources.time_s, future.resources.cores) == (30, 2)
+    late = node.options(time=[0.1, 0.3], retries=0).submit(time.sleep, 20)
+    with pytest.raises(TimeExceeded):
+        late.result(60)
+
+
+def test_other_errors_do_not_climb_and_retries_still_count(node: xd.Executor) -> None:
+    future = node.options(memory=["100MiB", "200MiB"], retries=1).submit(int, "x")
+    with pytest.raises(ValueError, match="invalid literal"):
+        future.result(60)
+    assert future.attempts == 2
+    assert future.resources.memory_bytes == 100 * MIB
+
+
+def test_tasks_of_tasks_climb(node: xd.Executor) -> None:
+    def parent() -> int:
+        from exadask.executor import active_executor
+
+        ladder = active_executor("hold").options(memory=["60MiB", "400MiB"])
+        return ladder.submit(hold, 200 * MIB).result()
+
+    assert node.submit(parent).result(60) == 200 * MIB
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"memory": []}, "has no rung"),
+        ({"memory": ["2GiB", "1GiB"]}, "from 1 core, 2 GiB of memory to 1 core, 1 GiB"),
+        ({"memory": ["1GiB", "1GiB"]}, "Each rung must have more"),
+        ({"cores": [1, 2]}, "Each rung must have more"),
+        ({"memory": ["1GiB", "2GiB"], "time": [1, 2, 3]}, "memory: 2, time: 3"),
+        ({"memory": ["1GiB", "much"]}, "much"),
+    ],
+)
+def test_ladders_that_make_no_sense_are_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises((InvalidRequest, xd.errors.InvalidQuantity), match=why):
+        xd.task(**options)(abs)
+
+
+def test_options_can_be_changed_on_a_ladder() -> None:
+    ladder = xd.task(memory=["1GiB", "4GiB"], time="1h")(hold)
+    assert [one.memory_bytes for one in ladder.options.rungs] == [2**30, 2**32]
+    assert ladder.with_options(time="2h").options.rungs[1].time_s == 7200
+    flat = ladder.with_options(memory="2GiB").options
+    assert flat.rungs == ()
+    assert flat.request.memory_bytes == 2**31
+    assert "ladder" not in repr(flat.request)
