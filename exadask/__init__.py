@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from exadask.executor import Executor, broadcast
     from exadask.files import File
     from exadask.future import Future
+    from exadask.inside import checkpoint_dir, time_left
+    from exadask.inside import on_notice as on_notice
     from exadask.pool import Pool
     from exadask.resources import NodeShape, Resources
     from exadask.tasks import Task as Task
@@ -33,9 +35,11 @@ __all__ = [
     "Resources",
     "as_completed",
     "broadcast",
+    "checkpoint_dir",
     "command",
     "errors",
     "task",
+    "time_left",
     "wait",
 ]
 
@@ -50,8 +54,11 @@ _HOME = {
     "Task": "exadask.tasks",
     "as_completed": "exadask.waiting",
     "broadcast": "exadask.executor",
+    "checkpoint_dir": "exadask.inside",
     "command": "exadask.commands",
+    "on_notice": "exadask.inside",
     "task": "exadask.tasks",
+    "time_left": "exadask.inside",
     "wait": "exadask.waiting",
 }
 

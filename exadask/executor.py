@@ -23,7 +23,7 @@ from exadask.errors import (
     NotSerializable,
 )
 from exadask.future import Future
-from exadask.journal.run import RunJournal, open_journal, resume_run
+from exadask.journal.run import RunJournal, checkpoint_of, open_journal, resume_run
 from exadask.mapped import Mapped
 from exadask.opening import Cluster, open_cluster, split_settings
 from exadask.packing import Kinds, TaskPacker, as_task
@@ -109,9 +109,8 @@ class Executor(concurrent.futures.Executor):
             self._cluster: Cluster | None = cluster
             undo.callback(cluster.close)
             self._adopt(cluster.bundler, config.segment_bytes)
-            folder, summary = run or cluster.journal_folder(), cluster.summary
-            arguments = folder, config, cluster.bundler
-            self._journal = open_journal(*arguments, resumed=resumed, summary=summary)
+            folder = run or cluster.journal_folder()
+            self._journal = open_journal(folder, config, cluster, resumed)
             undo.pop_all()
         lifetime.opened(self)
 
@@ -219,7 +218,7 @@ class Executor(concurrent.futures.Executor):
         """Run a task, or another callable; `Task.submit` calls this."""
         with self._lock:
             self._check_open("submit a task")
-            return self._send(self._packer(task), args, kwargs)
+            return self._submit(self._call(self._packer(task), args, kwargs))
 
     def map_task(
         self, task: Task[Any, T], iterables: Sequence[Iterable[Any]], *, progress: bool = False
@@ -297,7 +296,7 @@ class Executor(concurrent.futures.Executor):
             self._check_open("submit tasks")
             packer = self._packer(task)
         arguments = zip(*iterables)  # noqa: B905  # as map does
-        if self._journal is not None and self._journal.wants(packer.kind):
+        if packer.kind.checkpoint or self._wants(packer):
             return (self._call(packer, args, {}) for args in arguments)
         return packer.calls(arguments, self._input_of)
 
@@ -309,7 +308,7 @@ class Executor(concurrent.futures.Executor):
         for args in calls:
             with self._lock:
                 self._check_open("submit a task")
-                future: Future[T] = self._send(packer, args, {})
+                future: Future[T] = self._submit(self._call(packer, args, {}))
             yield future
 
     def _packer(self, task: Any) -> TaskPacker:
@@ -322,15 +321,15 @@ class Executor(concurrent.futures.Executor):
             packer.possible_on = offers
         return packer
 
-    def _send(
-        self, packer: TaskPacker, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Future[Any]:
-        return self._submit(self._call(packer, args, kwargs))
+    def _wants(self, packer: TaskPacker) -> bool:
+        return self._journal is not None and self._journal.wants(packer.kind)
 
     def _call(self, packer: TaskPacker, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = packer.call(args, kwargs, self._input_of)
-        if self._journal is not None and self._journal.wants(call.kind):
+        if self._journal is not None and self._wants(packer):
             self._journal.identify(call, packer.task, args, kwargs)
+        if call.kind.checkpoint:
+            call.checkpoint = checkpoint_of(call, self._journal)
         return call
 
     def _submit(self, call: Call) -> Future[Any]:

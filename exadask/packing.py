@@ -16,7 +16,8 @@ from exadask.future import Future
 from exadask.runtime.board import MAX_CALLS
 from exadask.runtime.call import Call
 from exadask.runtime.diagnosis import explain_unpicklable, refusal
-from exadask.runtime.job import Kind, Setup, Surroundings, WithKeywords, data_kind, qualified_name
+from exadask.runtime.job import WithKeywords
+from exadask.runtime.kind import Kind, Setup, Surroundings, data_kind, qualified_name
 from exadask.runtime.parcel import Packer, Parcel, is_plain
 from exadask.tasks import Task, TaskOptions
 
@@ -160,6 +161,8 @@ class TaskPacker:
             bundle=None if options.bundle is None else min(options.bundle, MAX_CALLS),
             memo=options.memo,
             rungs=options.rungs,
+            checkpoint=options.checkpoint,
+            notice_s=options.notice_s,
         )
         self._futures = packer.futures
         if self._futures:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from exadask.errors import InvalidRequest
 from exadask.resources import Resources
+from exadask.units import parse_seconds
 
 if TYPE_CHECKING:
     from exadask.future import Future
-    from exadask.runtime.job import Isolation
+    from exadask.runtime.kind import Isolation
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,6 +25,7 @@ T = TypeVar("T")
 _KNOWN = (
     *("cores", "gpus", "memory", "time", "retries", "retry_on", "priority", "env", "setup"),
     *("isolation", "name", "pool", "bundle", "memo", "version"),
+    *("checkpoint", "notice"),
 )
 
 
@@ -59,6 +61,10 @@ class TaskOptions:
         Whether equal calls have the same result, in later runs too.
     version : str, optional
         What its user calls this version of the function; another one is another function.
+    checkpoint : bool
+        Whether each call has a folder that outlives its attempts.
+    notice_s : float, optional
+        How long before its end it is warned [s]. None: it is not.
     """
 
     request: Resources = field(default_factory=Resources)
@@ -74,6 +80,8 @@ class TaskOptions:
     bundle: int | None = None
     memo: bool = False
     version: str | None = None
+    checkpoint: bool = False
+    notice_s: float | None = None
 
     @classmethod
     def parse(cls, options: Mapping[str, Any], base: TaskOptions | None = None) -> TaskOptions:
@@ -84,7 +92,7 @@ class TaskOptions:
         options : mapping
             ``cores``, ``gpus``, ``memory``, ``time``, ``retries``, ``retry_on``, ``priority``,
             ``env``, ``setup``, ``isolation``, ``name``, ``pool``, ``bundle``, ``memo``,
-            ``version``.
+            ``version``, ``checkpoint``, ``notice``.
         base : TaskOptions, optional
             What holds where nothing is written.
 
@@ -97,7 +105,11 @@ class TaskOptions:
         """
         base = base or cls()
         _reject_unknown(options)
-        checked = {name: check(options[name]) for name, check in _CHECKS.items() if name in options}
+        checked = {
+            _FIELDS.get(name, name): check(options[name])
+            for name, check in _CHECKS.items()
+            if name in options
+        }
         rungs = _merged_rungs(base.rungs or (base.request,), options)
         is_ladder = len(rungs) > 1
         return replace(base, request=rungs[0], rungs=rungs if is_ladder else (), **checked)
@@ -235,7 +247,9 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         nodes may run it. ``bundle``: how many short calls travel together; False keeps each call
         for itself, and by default as many travel together as last a fraction of a second.
         ``memo``: whether to remember results, here and in later runs; ``version``: change it to
-        forget them though the code is the same.
+        forget them though the code is the same. ``checkpoint``: whether each call has a folder
+        that outlives its attempts (`exadask.checkpoint_dir`). ``notice``: how long before its end
+        a call is warned (`exadask.inside.on_notice`).
 
     Returns
     -------
@@ -439,6 +453,12 @@ def _checked_flag(name: str) -> Callable[[object], bool]:
     return check
 
 
+def _checked_notice(value: object) -> float | None:
+    if value is None:
+        return None
+    return parse_seconds(value, name="notice")  # type: ignore[arg-type]  # it checks that too
+
+
 def _checked_bundle(value: object) -> int | None:
     if value is None or value is True:
         return None
@@ -464,4 +484,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "bundle": _checked_bundle,
     "memo": _checked_flag("memo"),
     "version": _checked_text("version"),
+    "checkpoint": _checked_flag("checkpoint"),
+    "notice": _checked_notice,
 }
+_FIELDS = {"notice": "notice_s"}

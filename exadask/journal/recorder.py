@@ -17,7 +17,8 @@ from typing import Any
 from exadask.cpulist import render_cpulist
 from exadask.journal.rows import AttemptRow, FunctionRow, ResultRow, Row, TaskRow
 from exadask.runtime.call import Call, Observer, Passed, Seat
-from exadask.runtime.job import Kind, Problem, Report, TaskFailed, Usage
+from exadask.runtime.job import Problem, Report, TaskFailed, Usage
+from exadask.runtime.kind import Kind
 
 _SETTLED_S = 0.25  # what changes faster is written down when it is over
 _NO_SEAT = Seat("")
@@ -51,6 +52,7 @@ class Recorder:
         self._journal = next(_journals)
         self._numbers, self._next_function = itertools.count(next_task), next_function
         self._fresh: deque[Call] = deque()
+        self._checkpoints: list[str] = []
         self._last_seat, self._last_texts = _NO_SEAT, ("", "", "")
         self._notes: deque[tuple[Any, ...]] = deque()
         self._functions: dict[tuple[Any, ...], int] = {}
@@ -214,6 +216,8 @@ class Recorder:
             cpu_s,
             peak_bytes,
         )
+        if call.checkpoint is not None:
+            self._checkpoints.append(call.checkpoint)
         if self._save is not None and call.digest is not None:
             kept = self._save(call, row.id)
             if kept is not None:
@@ -317,10 +321,17 @@ class Recorder:
         self._unsettled.pop(entry, None)
         row = entry.row._replace(key=call.known_key, ended=now, state=state, digest=call.digest)
         yield row
+        if state == "done" and call.checkpoint is not None:
+            self._checkpoints.append(call.checkpoint)
         if state == "done" and self._save is not None and call.digest is not None:
             kept = self._save(call, entry.row.id)
             if kept is not None:
                 yield kept
+
+    def finished_checkpoints(self) -> list[str]:
+        """Name the folders of calls that came to a good end since this was called last."""
+        finished, self._checkpoints = self._checkpoints, []
+        return finished
 
     def _leave_map(self, observer: Observer, count: int) -> None:
         group = self._maps.get(observer)

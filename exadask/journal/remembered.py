@@ -24,7 +24,7 @@ from exadask.journal.fingerprint import arguments_fingerprint, function_fingerpr
 from exadask.journal.reading import Lookup
 from exadask.journal.rows import ResultRow, checksum_of
 from exadask.runtime.call import Call
-from exadask.runtime.job import Kind
+from exadask.runtime.kind import Kind
 from exadask.runtime.parcel import Parcel, is_plain
 from exadask.runtime.stored import StoredResults
 from exadask.tasks import Task

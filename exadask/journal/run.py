@@ -7,6 +7,7 @@ import concurrent.futures
 import json
 import logging
 import os
+import shutil
 import socket
 import sys
 import threading
@@ -26,10 +27,10 @@ from exadask.journal.reading import JOURNAL, Lookup
 from exadask.journal.recorder import Recorder
 from exadask.journal.remembered import Remembered
 from exadask.journal.rows import Row, SessionRow
-from exadask.opening import find_run
+from exadask.opening import Cluster, find_run
 from exadask.runtime.bundling import Bundler
 from exadask.runtime.call import Call
-from exadask.runtime.job import Kind
+from exadask.runtime.kind import Kind
 from exadask.runtime.run_folder import RunFolder
 from exadask.runtime.stored import StoredResults
 
@@ -139,6 +140,7 @@ class RunJournal:
             save=self.remembered.save,
         )
         self._n_saving = 0
+        self._finished: list[str] = []
         self._loop_is_open, self._next_look_s = True, 0.0
         self._saved = threading.Condition()
         self._journal.put(self._session)
@@ -187,7 +189,10 @@ class RunJournal:
         self._lock.release()
 
     def _rows(self) -> Iterator[Row]:
+        for path in self._finished:  # their results were written the last time
+            shutil.rmtree(path, ignore_errors=True)
         yield from self._recorder.rows()
+        self._finished = self._recorder.finished_checkpoints()
         yield from self.remembered.late_rows()
         if self._loop_is_open and time.monotonic() >= self._next_look_s:
             self._next_look_s = time.monotonic() + _LOOK_S
@@ -235,13 +240,25 @@ class RunJournal:
         asyncio.run_coroutine_threadsafe(save(), gateway.loop)
 
 
+def checkpoint_of(call: Call, journal: RunJournal | None) -> str:
+    """Name the folder of a call's checkpoints: the same one in a resumed run.
+
+    Raises
+    ------
+    InvalidRequest
+        There is no run to keep it.
+    """
+    if journal is None:
+        raise InvalidRequest(
+            f"task {call.kind.name!r} wants checkpoints, and there is no folder of a run for them.",
+            "Submit it from your program, not from a task, and leave journal=False out.",
+        )
+    name = call.key if call.digest is None else call.digest.hex()
+    return str(journal.checkpoints / name)
+
+
 def open_journal(
-    folder: RunFolder | None,
-    config: Config,
-    bundler: Bundler,
-    *,
-    resumed: ResumedRun | None,
-    summary: Callable[[], FleetSummary | None],
+    folder: RunFolder | None, config: Config, cluster: Cluster, resumed: ResumedRun | None
 ) -> RunJournal | None:
     """Begin to write about a run; without a folder of its own it gets one.
 
@@ -259,7 +276,7 @@ def open_journal(
         return None
     try:
         run = folder or RunFolder.create(Path(config.run_folder))
-        return RunJournal(run, config, bundler, resumed=resumed, summary=summary)
+        return RunJournal(run, config, cluster.bundler, resumed=resumed, summary=cluster.summary)
     except RunFolderError as error:
         if config.keep_results or folder is not None:
             raise

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Mapping
 
 from exadask.errors import ExadaskError, MemoryExceeded, TaskCrashed, TimeExceeded
-from exadask.runtime.job import Done, Failure, Job, Kind, Run, Usage
+from exadask.runtime.job import Done, Failure, Job, Run, Usage
+from exadask.runtime.kind import Kind
+from exadask.runtime.limits import catches
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.parcel import Packer, Parcel
 from exadask.runtime.slot import Captured, Slot, SlotDied
 
+_WARN_AGAIN_S = 0.05
 _TAIL_BYTES = 4000
 _TAIL_LINES = 20
 
@@ -81,6 +86,13 @@ class Attempt:
         self._watch.add(self)
         limit_s = self.kind.request.time_s
         timer = loop.call_later(limit_s, self._out_of_time) if limit_s is not None else None
+        ends = [one for one in (limit_s, order.left_s) if one is not None]
+        notice_s = self.kind.notice_s
+        warning = (
+            loop.call_later(max(0.0, min(ends) - notice_s), self._warn)
+            if ends and notice_s is not None
+            else None
+        )
         if self.is_cancelled:
             self._end(0)
         try:
@@ -90,8 +102,9 @@ class Attempt:
         else:
             return await self._after_end(slot, done)
         finally:
-            if timer is not None:
-                timer.cancel()
+            for one in (timer, warning):
+                if one is not None:
+                    one.cancel()
             self._watch.discard(self)
 
     async def _after_end(self, slot: Slot, done: Done) -> Parcel | Failure:
@@ -133,6 +146,15 @@ class Attempt:
             assert self.kind.request.time_s is not None
             self._verdict = TimeExceeded(self.kind.name, self.kind.request.time_s, self.node)
             self._end(self._kill_grace_s)
+
+    def _warn(self) -> None:
+        """Tell the task that its end is near; not before its process takes it for a message."""
+        if self.slot is None or self.is_over or self._ending is not None or not self.slot.is_alive:
+            return
+        if catches(self.slot.pid, signal.SIGTERM):
+            os.kill(self.slot.pid, signal.SIGTERM)
+        else:
+            asyncio.get_running_loop().call_later(_WARN_AGAIN_S, self._warn)
 
     def _end(self, grace_s: float) -> None:
         if self.slot is not None and self._ending is None:

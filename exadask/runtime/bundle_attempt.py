@@ -19,10 +19,10 @@ from exadask.runtime.job import (
     Failure,
     Item,
     Kept,
-    Kind,
     RunBundle,
     Usage,
 )
+from exadask.runtime.kind import Kind
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.parcel import Parcel
 from exadask.runtime.slot import Captured, Slot, SlotDied

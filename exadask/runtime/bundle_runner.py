@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from exadask import inside
 from exadask.errors import InvalidRequest
 from exadask.runtime.board import Board
-from exadask.runtime.job import BundleDone, Failure, Item, Kind, RunBundle, WithKeywords
+from exadask.runtime.job import BundleDone, Failure, Item, RunBundle, WithKeywords
+from exadask.runtime.kind import Kind
 from exadask.runtime.metering import (
     ended_cpu_s,
     forget_peak,
@@ -52,16 +54,30 @@ class BundleRunner:
             self._board = Board.attach(os.dup(order.board.fd))
         board = self._board
         assert board is not None, "the first bundle came without a board"
-        bundle, streams, clock = order.bundle, self._runner.streams, time.monotonic
+        bundle, streams = order.bundle, self._runner.streams
         calls = pickle.loads(bundle.calls)
         problem = self._settled(order, is_sure=True)
         self._ended_cpu_s = ended_cpu_s()
         self._measure()
+        streams.news()
+        here = inside.Here(order.kind.request.time_s, order.left_s)
+        with inside.entered(here):
+            return self._run_calls(order, calls, problem, here)
+
+    def _run_calls(
+        self, order: RunBundle, calls: list[Any], problem: Failure | None, here: inside.Here
+    ) -> BundleDone:
+        board, bundle, streams, clock = (
+            self._board,
+            order.bundle,
+            self._runner.streams,
+            time.monotonic,
+        )
+        assert board is not None, "it was attached"
         began_s = measured_s = read_s = clock()
         cpu_s = time.process_time()
-        streams.news()
         for index in range(order.start, bundle.count):
-            start_s = clock()
+            here.began_s = start_s = clock()
             if start_s - began_s > bundle.bound_s and index > order.start:
                 return BundleDone(stop=index, has_children=False)
             board.begin(index, start_s, streams.out, streams.err)

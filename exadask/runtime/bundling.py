@@ -23,13 +23,8 @@ from exadask.core.events import Offer
 from exadask.errors import ClusterLost, DependencyFailed
 from exadask.runtime.call import LEAST_WINDOW, Call, Observer, Record, Seat
 from exadask.runtime.gateway import DaskGateway, Submission
-from exadask.runtime.job import (
-    Kind,
-    Report,
-    Stream,
-    TaskFailed,
-    data_kind,
-)
+from exadask.runtime.job import Report, Stream, TaskFailed
+from exadask.runtime.kind import Kind, data_kind
 from exadask.runtime.sent import BundleTask, SingleTask
 
 _WINDOW_S = 0.002

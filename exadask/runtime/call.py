@@ -7,7 +7,8 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from exadask.runtime.job import Kind, Report, Stream, Usage, WithKeywords
+from exadask.runtime.job import Report, Stream, Usage, WithKeywords
+from exadask.runtime.kind import Kind
 from exadask.runtime.parcel import Parcel
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ class Call:
         When it was submitted, if that is written down [s since the epoch].
     digest : bytes or None
         Names what it computes, so that its result can be found again; None if nobody wants that.
+    checkpoint : str or None
+        Its folder for checkpoints.
     is_lasting : bool
         Whether the digest is good for other runs too.
     settle : callable or None
@@ -140,6 +143,7 @@ class Call:
     dependents: list[Call] | None = None
     submitted = 0.0
     digest: bytes | None = None
+    checkpoint: str | None = None
     settle: Callable[[], bool] | None = None
     _key: str | None = None
 

@@ -187,3 +187,13 @@ def _memory_fields(path: Path) -> Mapping[str, int]:
         if rest.endswith(" kB"):
             fields[name] = int(rest[:-3]) * 1024
     return fields
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal, and would not end by it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next((line for line in status.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)

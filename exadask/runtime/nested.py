@@ -21,7 +21,8 @@ from exadask.runtime.attempt import Attempt
 from exadask.runtime.background import Background
 from exadask.runtime.bundle_attempt import BundleAttempt
 from exadask.runtime.call import LEAST_WINDOW, Call, Observer
-from exadask.runtime.job import Answer, Ask, Kind, News, Report
+from exadask.runtime.job import Answer, Ask, News, Report
+from exadask.runtime.kind import Kind
 from exadask.runtime.parcel import Parcel
 from exadask.runtime.slot import Slot
 

@@ -294,8 +294,14 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         slot = self._acquire(attempt, grant)
         self._outputs[job.key] = attempt.captured = slot.capture_from_here()
         cores = grant.cores if self.shape.is_real else ()
+        left_s = self._berth.left_s if self._berth else None
         order = Run(
-            job=job, inputs=parcels, cores=cores, n_cores=len(grant.cores), node=attempt.node
+            job=job,
+            inputs=parcels,
+            cores=cores,
+            n_cores=len(grant.cores),
+            node=attempt.node,
+            left_s=left_s,
         )
         try:
             return await attempt.run_in(slot, order)
@@ -321,6 +327,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
                 n_cores=len(grant.cores),
                 node=attempt.node,
                 inline_bytes=self._config.inline_bytes,
+                left_s=self._berth.left_s if self._berth else None,
             )
             try:
                 start = await attempt.run_in(slot, order)

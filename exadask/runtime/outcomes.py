@@ -8,7 +8,8 @@ from types import TracebackType
 
 from exadask.errors import NotSerializable, RemoteError, TaskCrashed
 from exadask.runtime.diagnosis import explain_unpicklable
-from exadask.runtime.job import Failure, Kind, qualified_name
+from exadask.runtime.job import Failure
+from exadask.runtime.kind import Kind, qualified_name
 from exadask.runtime.parcel import Packer, Parcel
 
 _RUNTIME_FOLDER = str(Path(__file__).parent)

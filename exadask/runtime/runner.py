@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+from exadask import inside
 from exadask.errors import InvalidRequest
 from exadask.runtime import binding
-from exadask.runtime.job import INLINE_OUTPUT_BYTES, Done, Failure, Kind, Run, RunBundle
+from exadask.runtime.job import INLINE_OUTPUT_BYTES, Done, Failure, Run, RunBundle
+from exadask.runtime.kind import Kind
 from exadask.runtime.metering import Meter, has_children
 from exadask.runtime.outcomes import exit_failure, failure_of, pack_result
 from exadask.runtime.parcel import Parcel
@@ -51,7 +53,14 @@ class Runner:
             self.settle(order)
             inputs = [self.giver_of(parcel) for parcel in order.inputs]
             arguments, keywords = order.job.arguments.load(inputs)
-            outcome = self.call(kind, arguments, keywords, inputs)
+            here = inside.Here(
+                kind.request.time_s,
+                order.left_s,
+                order.job.checkpoint,
+                has_notice=kind.notice_s is not None,
+            )
+            with inside.entered(here):
+                outcome = self.call(kind, arguments, keywords, inputs)
             del arguments, keywords
         except (KeyboardInterrupt, SystemExit) as error:
             outcome = exit_failure(kind, order.node, error)

@@ -18,13 +18,13 @@ from exadask.runtime.job import (
     Failure,
     Job,
     Kept,
-    Kind,
     Report,
     TaskFailed,
     Usage,
     WithInputs,
     WithKeywords,
 )
+from exadask.runtime.kind import Kind
 from exadask.runtime.parcel import Parcel
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ class SingleTask:
         if call.kind.is_data:
             work = Data(key=call.key, kind=call.kind, value=arguments.shared_as(call.key))
         else:
-            work = Job(key=call.key, kind=call.kind, arguments=arguments)
+            work = Job(
+                key=call.key, kind=call.kind, arguments=arguments, checkpoint=call.checkpoint
+            )
         self.submission = Submission(
             work=work,
             observer=self,

@@ -25,7 +25,8 @@ _ALLOWED = {
     "core": {"core"} | _BASE,
     "batch": {"batch"} | _BASE,
     "sites": {"sites", "batch"} | _BASE,
-    "runtime": {"runtime", "batch", "core"} | _BASE,
+    "runtime": {"runtime", "batch", "core", "inside"} | _BASE,
+    "inside": {"errors"},
     "journal": {"journal", "files", "future", "opening", "runtime", "core", "tasks"} | _BASE,
     "monitor": {"monitor", "runtime", "core"} | _BASE,
     "testing": {"testing", "runtime", "batch", "core"} | _BASE,
@@ -56,7 +57,8 @@ _ALLOWED = {
     "toml_file": {"errors"},
     "units": {"errors"},
     "errors": set[str](),
-    "__init__": {"commands", "executor", "files", "future", "pool", "tasks", "waiting"} | _BASE,
+    "__init__": {"commands", "executor", "files", "future", "inside", "pool", "tasks", "waiting"}
+    | _BASE,
 }
 
 
