@@ -23,6 +23,7 @@ from exadask.errors import (
     NotSerializable,
 )
 from exadask.future import Future
+from exadask.journal.learning import Learned
 from exadask.journal.run import RunJournal, checkpoint_of, open_journal, resume_run
 from exadask.mapped import Mapped
 from exadask.opening import Cluster, open_cluster, split_settings
@@ -108,7 +109,7 @@ class Executor(concurrent.futures.Executor):
             )
             self._cluster: Cluster | None = cluster
             undo.callback(cluster.close)
-            self._adopt(cluster.bundler, config.segment_bytes)
+            self._adopt(cluster.bundler, config.segment_bytes, Path(config.run_folder))
             folder = run or cluster.journal_folder()
             self._journal = open_journal(folder, config, cluster, resumed)
             undo.pop_all()
@@ -119,13 +120,13 @@ class Executor(concurrent.futures.Executor):
         """Make the executor that a running task sees: the cluster it runs in."""
         self = cls.__new__(cls)
         self._cluster = None
-        self._adopt(gateway, 2**20)
+        self._adopt(gateway, 2**20, None)
         return self
 
-    def _adopt(self, gateway: Gateway, segment_bytes: int) -> None:
+    def _adopt(self, gateway: Gateway, segment_bytes: int, runs: Path | None) -> None:
         self._gateway = gateway
         self._journal = None
-        self._kinds = Kinds(segment_bytes)
+        self._kinds, self._learned = Kinds(segment_bytes), Learned(runs)
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -312,8 +313,8 @@ class Executor(concurrent.futures.Executor):
             yield future
 
     def _packer(self, task: Any) -> TaskPacker:
-        packer = self._kinds.packer(task)
         offers: Sequence[Offer] = getattr(self._gateway, "offers", ())
+        packer = self._kinds.packer(self._learned.resolved(task, offers))
         if offers and packer.possible_on is not offers:
             name, request, pool = packer.kind.name, packer.kind.request, packer.kind.pool
             task = WaitingTask(task=TaskId(name), request=request, priority=(), pool=pool)

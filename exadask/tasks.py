@@ -39,6 +39,8 @@ class TaskOptions:
         What it asks of a node, at first.
     rungs : tuple of Resources
         What it asks for, from rung to rung of a ladder, `request` first; empty without a ladder.
+    learns_memory : bool
+        Whether its memory is to be learnt from earlier runs.
     retries : int
         Attempts after the first, when it raises; a lost node does not count.
     retry_on : tuple of type, optional
@@ -69,6 +71,7 @@ class TaskOptions:
 
     request: Resources = field(default_factory=Resources)
     rungs: tuple[Resources, ...] = ()
+    learns_memory: bool = False
     retries: int = 0
     retry_on: tuple[type[BaseException], ...] | None = None
     priority: int = 0
@@ -110,9 +113,19 @@ class TaskOptions:
             for name, check in _CHECKS.items()
             if name in options
         }
+        memory = options.get("memory")
+        learns_memory = base.learns_memory if "memory" not in options else memory == "auto"
+        if memory == "auto":
+            options = {**options, "memory": None}
         rungs = _merged_rungs(base.rungs or (base.request,), options)
         is_ladder = len(rungs) > 1
-        return replace(base, request=rungs[0], rungs=rungs if is_ladder else (), **checked)
+        return replace(
+            base,
+            request=rungs[0],
+            rungs=rungs if is_ladder else (),
+            learns_memory=learns_memory,
+            **checked,
+        )
 
 
 class Task(Generic[P, T]):
@@ -238,6 +251,7 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
         ``cores``: whole cores [cores]. ``gpus``: whole GPUs or a share of one [GPUs].
         ``memory``: "8GiB" or bytes. ``time``: "2h" or seconds. A list of any of these is a
         ladder: a call that has exceeded its memory or its time is placed again one rung up.
+        ``memory="auto"`` is a ladder that begins with what 95 % have used in earlier runs.
         ``retries``: attempts after the first. ``retry_on``: exceptions that are worth another
         attempt. ``priority``: larger runs earlier. ``env``: environment variables. ``setup``: a
         function without arguments; what it returns is built once per slot and given to each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -47,8 +48,9 @@ class RunLock:
             ) from error
         try:
             self._lock(fd)
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(_me()).encode(), 0)
+            with contextlib.suppress(OSError):  # a full disk: who holds it is only good to know
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, json.dumps(_me()).encode(), 0)
         except BaseException:
             os.close(fd)
             raise
@@ -57,7 +59,8 @@ class RunLock:
     def release(self) -> None:
         """Let it go."""
         if self._fd is not None:
-            os.ftruncate(self._fd, 0)
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = None
 

@@ -128,3 +128,27 @@ def test_options_can_be_changed_on_a_ladder() -> None:
     assert flat.rungs == ()
     assert flat.request.memory_bytes == 2**31
     assert "ladder" not in repr(flat.request)
+
+
+def test_memory_is_learnt_from_earlier_runs(tmp_path: Path) -> None:
+    @xd.task(memory="auto")
+    def use(n_bytes: int) -> int:
+        return hold(n_bytes)
+
+    shape = xd.NodeShape.declare(cores=2, memory="2GiB")
+    options: dict[str, Any] = {"poll_interval_s": 0.02, "run_folder": tmp_path}
+    with xd.Executor(nodes=[shape], **options) as ex:
+        first = [ex.submit(use, 60 * MIB) for _ in range(4)]
+        assert [one.result(60) for one in first] == [60 * MIB] * 4
+        assert first[0].resources.memory_bytes == 2**30, "nothing is known yet"
+    with xd.Executor(nodes=[shape], **options) as ex:
+        again = ex.submit(use, 60 * MIB)
+        assert again.result(60) == 60 * MIB
+        wanted = again.resources.memory_bytes
+        assert wanted is not None
+        assert 80 * MIB < wanted < 400 * MIB
+        larger = ex.submit(use, 700 * MIB)
+        assert larger.result(60) == 700 * MIB
+        assert larger.attempts > 1
+    assert xd.task(memory="1GiB")(hold).with_options(memory="auto").options.learns_memory
+    assert not xd.task(memory="auto")(hold).with_options(memory="1GiB").options.learns_memory
