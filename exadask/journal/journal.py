@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 _LONGEST_PAUSE_S = 5.0
 _AT_ONCE = 20_000
 """Rows of one transaction at most [rows]."""
+_SPOILT = (sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, ValueError, TypeError)
 _CHUNKS = (256, 32, 4, 1)
 """Rows of one statement: after each, Python's lock must be taken again, which may last 5 ms."""
 
@@ -180,6 +181,9 @@ class Journal:
             batch = list(itertools.islice(self._held, _AT_ONCE))
             try:
                 self._write_batch(batch)
+            except _SPOILT as error:
+                self._drop_spoilt(batch, error)
+                continue
             except (sqlite3.Error, OSError, RunFolderError) as error:
                 self._trouble(error)
                 return
@@ -202,6 +206,20 @@ class Journal:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
+
+    def _drop_spoilt(self, batch: list[Row], error: Exception) -> None:
+        """Let the rows go that no database could take; they must not keep the others away."""
+        sound = []
+        for row in batch:
+            try:
+                with contextlib.closing(sqlite3.connect(":memory:")) as scratch:
+                    scratch.execute(f"SELECT {', '.join('?' * len(row))}", row).fetchall()
+                sound.append(row)
+            except _SPOILT:
+                logger.warning("a row cannot be written into %s: %s: %r", self._path, error, row)
+        for _ in batch:
+            self._held.popleft()
+        self._held.extendleft(reversed(sound))
 
     def _is_in_place(self) -> bool:
         """Whether the file is the one that was opened: others may have removed it."""

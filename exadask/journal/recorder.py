@@ -443,7 +443,15 @@ def _figures(usage: Usage | None) -> tuple[float | None, float | None, int | Non
 
 
 def _words(problem: Problem | None) -> tuple[str | None, str | None, str | None]:
-    return _NO_PROBLEM if problem is None else problem
+    if problem is None:
+        return _NO_PROBLEM
+    error, summary, detail = map(_storable, problem)
+    return error, summary, detail
+
+
+def _storable(text: str) -> str:
+    """Write halves of characters, which an exception may contain, so that they can be stored."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _problem_of(error: BaseException) -> Problem:

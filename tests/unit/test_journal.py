@@ -339,3 +339,18 @@ def test_rows_are_asked_for_and_a_fault_there_does_no_harm(
     with RunRecord.opened(tmp_path) as record:
         assert record.counts() == {"done": 1}
         assert [one.kind for one in record.events()] == ["test"]
+
+
+def test_a_row_that_no_database_takes_keeps_no_other_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with written(tmp_path) as journal:
+        journal.put(task(1))
+        journal.put(attempt(1, "half a character: \ud800"))
+        journal.put(task(2)._replace(n_tasks=2**80))
+        journal.put(task(3)._replace(node=object()))  # type: ignore[arg-type]  # a fault
+        journal.put(task(4))
+        assert journal.flush()
+    assert caplog.text.count("a row cannot be written") == 3
+    with RunRecord.opened(tmp_path) as record:
+        assert [one.id for one in record.tasks()] == [1, 4]
