@@ -93,7 +93,7 @@ QUANTITIES: list[tuple[str, object, str]] = [
     *(("cores", value, WHOLE) for value in (0, -1, 1.5, "4", True, None, math.nan, math.inf)),
     *(("gpus", value, GPUS) for value in (-1, 1.5, 0.0001, "one", True, None, math.nan)),
     *(("memory", value, BYTES) for value in ("12 parsecs", "", "1e", "-1GiB", True, math.nan)),
-    *(("memory", value, BYTES) for value in ({}, b"1GiB")),
+    *(("memory", value, BYTES) for value in (1j, b"1GiB")),
     *(("memory", value, POSITIVE_BYTES) for value in (-1, 0, 2**64, math.inf, "9000000 TiB")),
     *(("time", value, SECONDS) for value in ("yesterday", "-5m", "", "5 parsecs", math.nan, True)),
     *(("time", value, POSITIVE_SECONDS) for value in (0, -1, math.inf, "0s")),

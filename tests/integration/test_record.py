@@ -66,7 +66,7 @@ def test_each_kind_of_failure_is_named_rightly(tmp_path: Path) -> None:
         greedy = ex.options(memory="100MiB").submit(eat, 300 * MIB)
         slow = ex.options(time="0.3s").submit(dawdle)
         failed = [ex.submit(refuse, place) for place in range(12)]
-        injected = {
+        injected: dict[str, list[xd.Future[Any]]] = {
             "MemoryExceeded": [greedy],
             "TimeExceeded": [slow],
             "TaskCrashed": [ex.submit(crash), ex.submit(leave)],
