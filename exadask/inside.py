@@ -50,26 +50,39 @@ class Here:
         self.listeners: list[Callable[[], object]] = []
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Pass the warning on."""
+        """Pass the warning on; the next signal is an order."""
+        _let_signals_end()
         for listener in self.listeners:
             listener()
 
 
 _here: Here | None = None
+_before: Callable[[int, FrameType | None], object] | int | None = None
+"""What SIGTERM did before it was a warning; None while it is none."""
 
 
 @contextmanager
 def entered(here: Here) -> Iterator[Here]:
     """Let a call find out about itself; the main thread of a child process calls this."""
-    global _here
+    global _here, _before
+    _let_signals_end()
+    if here.has_notice:
+        _before = signal.signal(signal.SIGTERM, here.on_signal)
     _here = here
-    before = signal.signal(signal.SIGTERM, here.on_signal) if here.has_notice else None
     try:
         yield here
     finally:
         _here = None
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        if _before is not None:  # a warning may be on its way, and the result is not sent yet
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _let_signals_end() -> None:
+    """Let SIGTERM end this process again."""
+    global _before
+    if _before is not None:
+        signal.signal(signal.SIGTERM, _before)
+        _before = None
 
 
 def time_left() -> float:
@@ -99,7 +112,8 @@ def checkpoint_dir() -> Path:
     """Give the running task a folder that outlives its attempts.
 
     Retries, lost nodes, ended allocations and resumed runs find there what an earlier attempt has
-    left. It is removed when the task has come to its end. All nodes must see the run's folder.
+    left. It is removed when the task has succeeded, and stays when it has failed. All nodes must
+    see the run's folder.
 
     Raises
     ------
@@ -133,8 +147,8 @@ def checkpoint_dir() -> Path:
 def on_notice(listener: Callable[[], object]) -> None:
     """Call a function when the running task is soon to be ended, for example to save its work.
 
-    That is so long before its time limit or the end of its allocation as ``notice=`` says. The
-    function is called between two steps of the task, on the same thread; the task goes on
+    That is so long before its time limit or the end of its allocation as ``notice=`` says, and
+    once. The function is called between two steps of the task, on the same thread; the task goes on
     afterwards, and what it returns is its result.
 
     Parameters

@@ -119,6 +119,11 @@ class TaskOptions:
             options = {**options, "memory": None}
         rungs = _merged_rungs(base.rungs or (base.request,), options)
         is_ladder = len(rungs) > 1
+        if is_ladder and learns_memory:
+            raise InvalidRequest(
+                f'memory="auto" is a ladder by itself, and there is another from {rungs[0]}.',
+                "Give the other options single values, or memory= a list too.",
+            )
         return replace(
             base,
             request=rungs[0],
@@ -340,10 +345,11 @@ def _merged_rungs(base: tuple[Resources, ...], options: Mapping[str, Any]) -> tu
         "memory": [one.memory_bytes for one in base],
         "time": [one.time_s for one in base],
     }
-    lists = {}
+    lists = {name: values for name, values in columns.items() if len(set(values)) > 1}
     for name in columns:
         if name not in options:
             continue
+        lists.pop(name, None)
         value = options[name]
         if not isinstance(value, (list, tuple)):
             columns[name] = [value] * len(base)
@@ -385,7 +391,7 @@ def _is_higher(one: Resources, other: Resources) -> bool:
     ]
     is_less = any(here < there for here, there in limits)
     has_more = any(here > there for here, there in limits)
-    return has_more and not is_less and one.cores >= other.cores
+    return has_more and not (is_less or one.cores < other.cores or one.gpu_units < other.gpu_units)
 
 
 def _checked_count(name: str, *, least: int | None) -> Callable[[object], int]:

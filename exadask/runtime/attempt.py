@@ -172,9 +172,13 @@ def crash(death: SlotDied, kind: Kind, node: str, captured: Mapping[str, Capture
 
 def failure(error: ExadaskError, kind: Kind) -> Failure:
     """Pack an error that the task itself did not raise."""
+    name = type(error).__name__
+    is_limit = isinstance(error, (MemoryExceeded, TimeExceeded))
+    may_climb = is_limit and kind.higher(name) is not None  # then its client places it again
     return Failure(
         exception=Packer().pack(error),
-        summary=f"{type(error).__name__}: {error}",
-        may_retry=kind.may_retry(error),
-        error=type(error).__name__,
+        summary=f"{name}: {error}",
+        may_retry=kind.may_retry(error) and not may_climb,
+        error=name,
+        is_limit=is_limit,
     )

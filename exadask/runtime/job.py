@@ -214,6 +214,8 @@ class Failure:
         Whether another attempt may help.
     error : str
         The class of the exception, without its module.
+    is_limit : bool
+        Whether the call was ended at a limit of its own, and not one that it waited for.
     """
 
     exception: Parcel
@@ -221,6 +223,7 @@ class Failure:
     traceback: str = ""
     may_retry: bool = True
     error: str = ""
+    is_limit: bool = False
 
     @property
     def problem(self) -> Problem:

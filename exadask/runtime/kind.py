@@ -198,9 +198,7 @@ class Kind:
         return self.above
 
     def may_retry(self, error: BaseException) -> bool:
-        """Whether another attempt may follow this error, with what it asks for now."""
-        if self.higher(type(error).__name__) is not None:
-            return False  # its client places it one rung up
+        """Whether its user wants another attempt after this error."""
         if self.retry_on is None:
             return True
         return any(qualified_name(kind) in self.retry_on for kind in type(error).__mro__)

@@ -41,6 +41,7 @@ class SingleTask:
     def __init__(self, bundler: Bundler, lane: CallLane, call: Call) -> None:
         self._bundler, self._lane, self._call = bundler, lane, call
         self._is_placed = self._is_over = False
+        self._n_failed = 0
         self._seat = Seat("")
         call.place = self
         arguments = call.arguments
@@ -75,6 +76,8 @@ class SingleTask:
         call = self._call
         if call.observer is None:
             return
+        if report.problem is not None:
+            self._n_failed += 1
         call.observer.reported(call, report)
         record, observer = self._bundler.record, call.observer
         if record is not None and report.value is None:
@@ -115,7 +118,9 @@ class SingleTask:
         if call.observer is None:
             return
         is_its_own = isinstance(error, TaskFailed) and error.key == call.key
-        if not (is_its_own and self._bundler.climb(call, error.failure.error)):  # type: ignore[attr-defined]  # it is its own
+        if is_its_own and _climbs(self._bundler, call, error.failure):  # type: ignore[attr-defined]  # it is its own
+            call.n_retried += max(0, self._n_failed - 1)  # those that Dask has counted
+        else:
             self._bundler.fail(call, _translated(error, call))
 
     def _end(self) -> None:
@@ -258,7 +263,7 @@ class BundleTask:
             call.remote = self.submission.future
             bundler.estimates.of(call.function).weighed(is_heavy=True)
             bundler.finish_there(call)
-        elif bundler.climb(call, outcome.error):
+        elif _climbs(bundler, call, outcome):
             return
         elif outcome.may_retry and call.n_retried < call.kind.retries:
             call.n_retried += 1
@@ -338,6 +343,11 @@ class _Alike:
             passed = Passed(self._kind, self._observer, self._seat, self._n_calls, usage)
             self._record.passed(passed)
         self._n_calls, self._cpu_s, self._wall_s, self._peak_bytes = 0, 0.0, 0.0, 0
+
+
+def _climbs(bundler: Bundler, call: Call, failure: Failure) -> bool:
+    """Place a call one rung up, if it was ended at a limit of its own and that helps."""
+    return failure.is_limit and bundler.climb(call, failure.error)
 
 
 def _functions(kinds: Iterable[Kind]) -> list[Parcel | DaskFuture]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,8 +14,10 @@ import cloudpickle
 import pytest
 
 import exadask as xd
-from exadask.errors import InvalidRequest
+from exadask.errors import InvalidRequest, TimeExceeded
 from exadask.runtime.cluster import EmbeddedCluster
+from exadask.runtime.node_agent import AGENT
+from exadask.runtime.posting import Berth
 from exadask.testing.waiting import eventually
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -119,6 +123,82 @@ def test_a_task_is_warned_and_goes_on(node: xd.Executor, tmp_path: Path) -> None
 
     assert node.submit(warned_at_once).result(60) > 0
     assert node.submit(abs, -1).result(60) == 1
+
+
+def test_it_is_warned_once_and_then_ended_as_any_other(runs: Path, tmp_path: Path) -> None:
+    @xd.task(time="1.5s", notice="1s")
+    def work() -> None:
+        xd.on_notice(lambda: (tmp_path / f"warned-{time.monotonic_ns()}").touch())
+        time.sleep(60)
+
+    shape = xd.NodeShape.declare(cores=1)
+    with xd.Executor(nodes=[shape], run_folder=runs, kill_grace_s=30) as executor:
+        future = executor.submit(work)
+        with pytest.raises(TimeExceeded):
+            future.result(20)  # SIGTERM has ended it, long before SIGKILL
+        assert len(list(tmp_path.glob("warned-*"))) == 1
+
+
+def test_each_call_in_a_process_is_warned(runs: Path) -> None:
+    @xd.task(time="20s", notice="1h")
+    def work() -> tuple[int, bool]:
+        warned: list[bool] = []
+        xd.on_notice(lambda: warned.append(True))
+        deadline_s = time.monotonic() + 10
+        while not warned and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        return os.getpid(), bool(warned)
+
+    with xd.Executor(nodes=[xd.NodeShape.declare(cores=1)], run_folder=runs) as executor:
+        seen = [executor.submit(work).result(60) for _ in range(3)]
+        assert len({pid for pid, _ in seen}) == 1, "the process is used again"
+        assert all(was_warned for _, was_warned in seen)
+
+
+def test_a_warning_that_comes_too_late_ends_nothing() -> None:
+    program = """if True:
+        import os, signal
+        from exadask import inside
+
+        told = []
+        with inside.entered(inside.Here(None, None, has_notice=True)) as here:
+            here.listeners.append(lambda: told.append(1))
+        os.kill(os.getpid(), signal.SIGTERM)
+        with inside.entered(inside.Here(None, None)):
+            print("goes on", told, flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+    """
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.stdout == "goes on []\n"
+    assert ended.returncode == -signal.SIGTERM, "a call without a notice is ended by it"
+
+
+def test_the_end_of_the_allocation_counts_too(node: xd.Executor) -> None:
+    assert isinstance(node._cluster, EmbeddedCluster)
+    (worker,) = node._cluster._workers.values()
+    agent = worker.plugins[AGENT]
+    agent._berth = Berth(pool="here", allocation="here-0", ends_at=time.time() + 100)
+
+    def look(_: int) -> float:
+        return xd.time_left()
+
+    for bundle in (None, False):
+        for limit_s, most_s in (("1h", 100), ("10s", 10), (None, 100)):
+            limited = node.options(time=limit_s, bundle=bundle)
+            left = [one.result(60) for one in [limited.submit(look, place) for place in range(20)]]
+            assert all(0.6 * most_s < one <= most_s for one in left)
+
+    @xd.task(notice="1h")
+    def is_warned() -> bool:
+        warned: list[bool] = []
+        xd.on_notice(lambda: warned.append(True))
+        deadline_s = time.monotonic() + 10
+        while not warned and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        return bool(warned)
+
+    assert node.submit(is_warned).result(60)
 
 
 def test_a_task_with_notice_can_be_cancelled(node: xd.Executor, tmp_path: Path) -> None:

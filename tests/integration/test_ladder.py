@@ -104,6 +104,36 @@ def test_tasks_of_tasks_climb(node: xd.Executor) -> None:
     assert node.submit(parent).result(60) == 200 * MIB
 
 
+@pytest.mark.parametrize("bundle", [None, False])
+def test_nobody_climbs_for_another(node: xd.Executor, bundle: bool | None) -> None:
+    def parent() -> int:
+        from exadask.executor import active_executor
+
+        return active_executor("hold").options(memory="60MiB").submit(hold, 200 * MIB).result()
+
+    future = node.options(memory=["300MiB", "600MiB"], bundle=bundle).submit(parent)
+    with pytest.raises(MemoryExceeded, match=r"'hold'.*entitled to 0\.059 GiB"):
+        future.result(60)
+    assert future.attempts == 1, "it was its child that needed more"
+
+
+@pytest.mark.parametrize("bundle", [None, False])
+def test_retries_are_those_of_all_rungs(
+    node: xd.Executor, tmp_path: Path, bundle: bool | None
+) -> None:
+    def fail() -> None:
+        n_before = len(list(tmp_path.glob("attempt-*")))
+        (tmp_path / f"attempt-{n_before}").touch()
+        if n_before == 1:
+            hold(300 * MIB)
+        raise ValueError(f"attempt {n_before}")
+
+    future = node.options(memory=["100MiB", "900MiB"], retries=1, bundle=bundle).submit(fail)
+    with pytest.raises(ValueError, match="attempt 2"):  # one, its retry, and one rung up
+        future.result(60)
+    assert future.attempts == 3
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -113,6 +143,9 @@ def test_tasks_of_tasks_climb(node: xd.Executor) -> None:
         ({"cores": [1, 2]}, "Each rung must have more"),
         ({"memory": ["1GiB", "2GiB"], "time": [1, 2, 3]}, "memory: 2, time: 3"),
         ({"memory": ["1GiB", "much"]}, "much"),
+        ({"memory": ["1GiB", "2GiB"], "gpus": [2, 1]}, "less of nothing"),
+        ({"memory": ["1GiB", "2GiB"], "cores": [2, 1]}, "less of nothing"),
+        ({"memory": "auto", "time": [1, 2]}, "is a ladder by itself"),
     ],
 )
 def test_ladders_that_make_no_sense_are_refused(options: dict[str, Any], why: str) -> None:
@@ -128,6 +161,11 @@ def test_options_can_be_changed_on_a_ladder() -> None:
     assert flat.rungs == ()
     assert flat.request.memory_bytes == 2**31
     assert "ladder" not in repr(flat.request)
+    with pytest.raises(InvalidRequest, match="time: 2, memory: 3"):
+        xd.task(time=["10m", "1h"])(hold).with_options(memory=["1GiB", "2GiB", "3GiB"])
+    both = xd.task(memory=["1GiB", "4GiB"], time=["10m", "1h"])(hold).with_options(memory="2GiB")
+    assert [one.time_s for one in both.options.rungs] == [600, 3600]
+    assert {one.memory_bytes for one in both.options.rungs} == {2**31}
 
 
 def test_memory_is_learnt_from_earlier_runs(tmp_path: Path) -> None:
