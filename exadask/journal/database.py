@@ -21,6 +21,8 @@ _LOCAL = frozenset(
     ["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "f2fs", "bcachefs"]
 )
 _BUSY_S = 5.0
+_MAGIC = b"SQLite format 3\x00"
+_LARGEST_ID = 2**53
 
 
 class Numbers(NamedTuple):
@@ -78,13 +80,14 @@ def open_to_write(path: Path, *, is_shared: bool) -> sqlite3.Connection:
     """
     connection = _connect(path, is_shared=is_shared)
     try:
+        _require_header(path)
         _prepare(connection, path, is_shared=is_shared)
         if connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise sqlite3.DatabaseError("its pages contradict each other")
     except sqlite3.OperationalError:
         connection.close()
         raise  # no room, or no right to write: nothing is wrong with the file
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a message may quote garbage
         connection.close()
         aside = _set_aside(path)
         connection = _connect(path, is_shared=is_shared)
@@ -121,7 +124,10 @@ def opened_to_read(path: Path) -> Iterator[sqlite3.Connection]:
             cleanup.callback(connection.close)
             _require_known(connection, path)
             connection.execute("SELECT count(*) FROM sessions").fetchone()
-        except sqlite3.Error:  # it must be recovered first, or locks do not work: look at a copy
+        except (
+            sqlite3.Error,
+            UnicodeDecodeError,
+        ):  # it must be recovered first, or locks do not work: look at a copy
             connection = cleanup.enter_context(_copied(path))
         yield connection
 
@@ -141,13 +147,21 @@ def _copied(path: Path) -> Iterator[sqlite3.Connection]:
         copy = Path(folder) / path.name
         for suffix in ("", "-wal", "-journal"):
             part = path.with_name(path.name + suffix)
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 shutil.copyfile(part, copy.with_name(copy.name + suffix))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise RunFolderError(
+                    str(path.parent),
+                    f"its journal cannot be read, nor copied to {folder}: {error}",
+                    "Get the right to read it, or set TMPDIR to a folder with room for it.",
+                ) from error
         connection = sqlite3.connect(copy)
         try:
             _require_known(connection, path)
             connection.execute("SELECT count(*) FROM sessions").fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             connection.close()
             raise RunFolderError(
                 str(path.parent),
@@ -177,8 +191,55 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, is_shared: bool) -> 
     # may lose the last transactions of a write-ahead log, and nothing of a truncated journal.
     connection.execute(f"PRAGMA journal_mode={'TRUNCATE' if is_shared else 'WAL'}")
     connection.execute(f"PRAGMA synchronous={'FULL' if is_shared else 'NORMAL'}")
+    _require_columns(connection)
     connection.executescript(SCHEMA)
+    for kind in TABLES:  # a garbled constraint shows only now
+        try:
+            connection.execute(f"EXPLAIN {insertion(kind, 1)}", [None] * len(kind._fields))
+        except sqlite3.OperationalError as error:
+            if "no such" not in str(error):
+                raise
+            raise sqlite3.DatabaseError(str(error)) from error
     connection.execute(f"PRAGMA user_version={VERSION}")
+
+
+def _require_header(path: Path) -> None:
+    """Look at what SQLite reports as if the file were sound and could not be written.
+
+    A file has its format at 18 and 19, and that of its schema at 44: sqlite.org/fileformat.html
+    """
+    with path.open("rb") as file:
+        header = file.read(100)
+    if not header:
+        return  # a new one
+    is_sound = header.startswith(_MAGIC) and len(header) == 100
+    if not is_sound or not {*header[18:20]} <= {1, 2} or header[44:47] != bytes(3):
+        raise sqlite3.DatabaseError("its header is damaged")
+    if header[47] > 4:
+        raise sqlite3.DatabaseError("its header is damaged")
+
+
+def _require_columns(connection: sqlite3.Connection) -> None:
+    """Look whether the tables are ours: garbage in their definition is no error to SQLite."""
+    connection.text_factory = bytes  # what is garbled may be no text
+    try:
+        found = _columns(connection)
+    finally:
+        connection.text_factory = str
+    with contextlib.closing(sqlite3.connect(":memory:")) as model:
+        model.text_factory = bytes
+        model.executescript(SCHEMA)
+        expected = _columns(model)
+    wrong = [table for table in TABLES.values() if found[table] != expected[table]]
+    if wrong and any(found.values()):
+        raise sqlite3.DatabaseError(f"its table {wrong[0]} is not what it should be")
+
+
+def _columns(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
+    return {
+        table: connection.execute(f"PRAGMA table_info({table})").fetchall()
+        for table in TABLES.values()
+    }
 
 
 def _require_known(connection: sqlite3.Connection, path: Path) -> None:
@@ -208,6 +269,7 @@ def _salvage(aside: Path, into: sqlite3.Connection) -> int:
     n_rows = 0
     with contextlib.closing(sqlite3.connect(aside)) as damaged:
         damaged.text_factory = lambda raw: raw.decode(errors="replace")
+        into.execute("BEGIN")  # one for all: on a network each waits for the disk
         for kind, table in TABLES.items():
             for rows in (_forwards(damaged, table), _backwards(damaged, table)):
                 for row in rows:
@@ -216,6 +278,7 @@ def _salvage(aside: Path, into: sqlite3.Connection) -> int:
                     with contextlib.suppress(sqlite3.IntegrityError):
                         into.execute(insertion(kind, 1).replace("OR REPLACE", "OR IGNORE"), row)
                         n_rows += into.execute("SELECT changes()").fetchone()[0]
+        into.execute("COMMIT")
     return n_rows
 
 
@@ -235,6 +298,7 @@ def _readable(damaged: sqlite3.Connection, query: str) -> Iterator[tuple[object,
 
 def _is_sound(kind: type, row: tuple[object, ...]) -> bool:
     if kind is not ResultRow:
-        return True
+        number = row[0]  # a garbled one leaves none for those that come
+        return not isinstance(number, int) or 0 < number < _LARGEST_ID
     _, _, value, checksum, file = row
     return isinstance(file, str) or (isinstance(value, bytes) and checksum_of(value) == checksum)

@@ -24,9 +24,13 @@ from exadask.journal.rows import EventRow, ResultRow, Row, insertion
 logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 5.0
+_NEEDS_OPENING = ("malformed", "disk I/O error")
+"""Errors that stay while a file is open: of a network file system that came back, for one."""
 _AT_ONCE = 20_000
 """Rows of one transaction at most [rows]."""
 _SPOILT = (sqlite3.InterfaceError, sqlite3.ProgrammingError, OverflowError, ValueError, TypeError)
+_MOST_VALUES = 32_766 if sqlite3.sqlite_version_info >= (3, 32) else 999
+"""Values of one statement that any SQLite takes, see sqlite.org/limits.html [values]."""
 _CHUNKS = (256, 32, 4, 1)
 """Rows of one statement: after each, Python's lock must be taken again, which may last 5 ms."""
 
@@ -116,6 +120,8 @@ class Journal:
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0 or not self._round.wait(left_s):
                     return False
+            if self._n_rounds < target:  # it has ended: nobody writes what was put since
+                return not self._held and not self._rows
         return self._problem is None and not self._held
 
     def close(self) -> None:
@@ -181,8 +187,13 @@ class Journal:
             batch = list(itertools.islice(self._held, _AT_ONCE))
             try:
                 self._write_batch(batch)
+            except UnicodeDecodeError as error:  # SQLite quotes a garbled file in its messages
+                self._trouble(error)
+                return
             except _SPOILT as error:
-                self._drop_spoilt(batch, error)
+                if not self._drop_spoilt(batch, error):  # no row is to blame
+                    self._trouble(error)
+                    return
                 continue
             except (sqlite3.Error, OSError, RunFolderError) as error:
                 self._trouble(error)
@@ -199,16 +210,16 @@ class Journal:
         assert connection is not None, "it was opened"
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for kind, rows in itertools.groupby(batch, type):
-                _insert(connection, kind, list(rows))
+            for kind, rows in _by_kind(batch).items():
+                _insert(connection, kind, rows)
             connection.execute("COMMIT")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("ROLLBACK")
             raise
 
-    def _drop_spoilt(self, batch: list[Row], error: Exception) -> None:
-        """Let the rows go that no database could take; they must not keep the others away."""
+    def _drop_spoilt(self, batch: list[Row], error: Exception) -> bool:
+        """Let the rows go that no database could take; says whether there was one."""
         sound = []
         for row in batch:
             try:
@@ -220,6 +231,7 @@ class Journal:
         for _ in batch:
             self._held.popleft()
         self._held.extendleft(reversed(sound))
+        return len(sound) < len(batch)
 
     def _is_in_place(self) -> bool:
         """Whether the file is the one that was opened: others may have removed it."""
@@ -250,8 +262,11 @@ class Journal:
             self._since = time.time()
         self._problem = str(error)
         self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
-        if isinstance(error, sqlite3.DatabaseError) and "malformed" in str(error):
-            self._inode = -1  # it is opened again, which sets it aside
+        if isinstance(error, UnicodeDecodeError) or (
+            isinstance(error, sqlite3.DatabaseError)
+            and any(word in str(error) for word in _NEEDS_OPENING)
+        ):
+            self._inode = -1  # it is opened again, which sets it aside if it is damaged
 
     def _recovered(self) -> None:
         gap_s = time.time() - self._since
@@ -262,9 +277,19 @@ class Journal:
         self._held.append(EventRow(None, time.time(), "journal", str(self._path), text))
 
 
+def _by_kind(batch: Iterable[Row]) -> dict[type[Row], list[Row]]:
+    """Sort rows by their tables: kinds that alternate would make a statement of each row."""
+    found: dict[type[Row], list[Row]] = {}
+    for row in batch:
+        found.setdefault(type(row), []).append(row)
+    return found
+
+
 def _insert(connection: sqlite3.Connection, kind: type[Row], rows: Sequence[Row]) -> None:
     at = 0
     for n_rows in _CHUNKS:
+        if n_rows * len(kind._fields) > _MOST_VALUES:
+            continue
         statement = insertion(kind, n_rows)
         while len(rows) - at >= n_rows:
             values = itertools.chain.from_iterable(rows[at : at + n_rows])

@@ -71,7 +71,11 @@ class RunLock:
             raise self._busy(_read(fd)) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
-                raise
+                raise RunFolderError(
+                    str(self._path.parent),
+                    f"{self._path.name} cannot be locked: {error.strerror or error}",
+                    "Choose one on another file system: run_folder=, or EXADASK_RUN_FOLDER.",
+                ) from error
             holder = _read(fd)  # a file system without locks: believe what the file says
             if holder and not _is_gone(holder):
                 raise self._busy(holder) from error

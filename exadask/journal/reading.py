@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from exadask.errors import RunFolderError
 from exadask.journal.database import opened_to_read
@@ -29,6 +30,7 @@ JOURNAL = "journal.sqlite"
 
 
 # A task whose only attempt came to a good end has no row for it.
+_LARGEST_NUMBER = 2**63 - 1
 _ONLY_ATTEMPT = (
     "SELECT id, 1, node, cores, gpus, placed, ended, state, NULL, NULL, NULL, wall_s, cpu_s, "
     "peak_bytes FROM tasks WHERE id = ? AND node IS NOT NULL"
@@ -94,7 +96,7 @@ class RunRecord:
         with opened_to_read(folder / JOURNAL) as connection:
             try:
                 yield cls(connection)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:  # a message may quote garbage
                 raise RunFolderError(
                     str(folder),
                     f"its journal cannot be read: {error}",
@@ -132,13 +134,14 @@ class RunRecord:
 
     def find(self, wanted: str, at_most: int = 20) -> list[TaskRow]:
         """Find tasks by number, by key, or by the name of the function; those that failed first."""
-        if wanted.isdigit():
+        wanted = wanted.encode(errors="replace").decode()  # as it may come from a command line
+        if wanted.isdecimal() and int(wanted) <= _LARGEST_NUMBER:
             rows = self._all("SELECT * FROM tasks WHERE id = ?", int(wanted))
             if rows:
                 return [TaskRow(*row) for row in rows]
         rows = self._all("SELECT * FROM tasks WHERE key = ?", wanted)
         number = number_in(wanted)
-        if number is not None and not rows:
+        if number is not None and number <= _LARGEST_NUMBER and not rows:
             query = (
                 "SELECT t.* FROM tasks t JOIN functions f ON f.id = t.function "
                 "WHERE t.id = ? AND substr(?, 1, length(f.name) + 1) = f.name || '-'"
@@ -203,7 +206,7 @@ class Lookup:
     def __init__(self, path: Path, *, is_shared: bool) -> None:
         vfs = "&vfs=unix-none" if is_shared else ""
         self._connection = sqlite3.connect(
-            f"file:{path}?mode=ro{vfs}", uri=True, check_same_thread=False
+            f"file:{quote(str(path))}?mode=ro{vfs}", uri=True, check_same_thread=False
         )
         self._lock = threading.Lock()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from exadask.errors import RunFolderError
+from exadask.journal import journal as journal_module
 from exadask.journal.database import is_local
 from exadask.journal.journal import Journal
 from exadask.journal.lock import RunLock
@@ -354,3 +355,72 @@ def test_a_row_that_no_database_takes_keeps_no_other_away(
     assert caplog.text.count("a row cannot be written") == 3
     with RunRecord.opened(tmp_path) as record:
         assert [one.id for one in record.tasks()] == [1, 4]
+
+
+def test_results_are_found_below_a_folder_with_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "100%41?b#c"
+    folder.mkdir()
+    with written(folder) as journal:
+        journal.put(result(1))
+        assert journal.flush()
+        lookup = Lookup(folder / NAME, is_shared=False)
+        assert lookup.result((1).to_bytes(16, "big")) == result(1)
+        lookup.close()
+
+
+def test_rows_of_kinds_that_alternate_share_statements(tmp_path: Path) -> None:
+    statements: list[str] = []
+    with written(tmp_path) as journal:
+        assert journal._connection is not None
+        journal._connection.set_trace_callback(statements.append)
+        given = [row for number in range(256) for row in (task(number), result(number))]
+        journal.on_drain = lambda: [given.pop(0) for _ in range(len(given))]
+        assert journal.flush()
+        journal._connection.set_trace_callback(None)
+    assert sum(one.startswith("INSERT") for one in statements) == 2
+
+
+def test_an_old_sqlite_takes_the_statements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "_MOST_VALUES", 999)
+    with written(tmp_path) as journal:
+        assert journal._connection is not None
+        if not hasattr(journal._connection, "setlimit"):
+            pytest.skip("Python 3.10 cannot set the limit")
+        journal._connection.setlimit(9, 999)  # SQLITE_LIMIT_VARIABLE_NUMBER
+        for number in range(1, 301):
+            journal.put(task(number))
+        assert journal.flush(), journal.problem
+
+
+def test_a_journal_is_opened_again_after_its_file_system_failed(tmp_path: Path) -> None:
+    path = tmp_path / NAME
+    with written(tmp_path, is_shared=True) as journal:
+        journal.put(task(1))
+        assert journal.flush()
+        broken = os.open("/dev/null", os.O_WRONLY)  # reading from it is an error
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if link.readlink() == path:
+                    os.dup2(broken, int(link.name))
+        os.close(broken)
+        journal.put(task(2))
+        eventually(lambda: journal.flush(1), timeout_s=10)
+    with RunRecord.opened(tmp_path) as record:
+        assert record.counts() == {"done": 2}
+
+
+@pytest.mark.parametrize("wanted", ["\u00b2", "9" * 30, "f-" + "9" * 30, "x\ud800"])
+def test_what_can_be_no_task_is_not_found(tmp_path: Path, wanted: str) -> None:
+    with written(tmp_path) as journal:
+        journal.put(task(1))
+    with RunRecord.opened(tmp_path) as record:
+        assert record.find(wanted) == []
+
+
+def test_what_is_put_after_the_end_is_not_said_to_be_written(tmp_path: Path) -> None:
+    with written(tmp_path) as journal:
+        pass
+    journal.put(task(1))
+    assert not journal.flush(1)
