@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import tempfile
 from pathlib import Path
 
@@ -39,7 +38,6 @@ def whole_file() -> bytes:
 
 
 def require_that_a_run_goes_on(content: bytes) -> None:
-    logging.getLogger("exadask").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / NAME
         path.write_bytes(content)
