@@ -323,12 +323,12 @@ class Executor(concurrent.futures.Executor):
         return packer
 
     def _wants(self, packer: TaskPacker) -> bool:
-        return self._journal is not None and self._journal.wants(packer.kind)
+        return self._journal is not None and self._journal.remembered.wants(packer.kind)
 
     def _call(self, packer: TaskPacker, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         call = packer.call(args, kwargs, self._input_of)
         if self._journal is not None and self._wants(packer):
-            self._journal.identify(call, packer.task, args, kwargs)
+            self._journal.remembered.identify(call, packer.task, args, kwargs)
         if call.kind.checkpoint:
             call.checkpoint = checkpoint_of(call, self._journal)
         return call

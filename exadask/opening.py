@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,8 +39,9 @@ class Cluster(Protocol):
     def shapes(self) -> Mapping[str, NodeShape]:
         """The connected nodes, and what each offers."""
 
-    def summary(self) -> FleetSummary | None:
-        """Say how its allocations are; None: it has none, or another process looks after them."""
+    @property
+    def summary(self) -> Callable[[], FleetSummary] | None:
+        """What says how its allocations are; None: it has none, or another process knows."""
 
     def journal_folder(self) -> RunFolder | None:
         """Give the folder where what happens is written; None: a new one."""

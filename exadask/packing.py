@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import os
 import sys
@@ -19,7 +18,7 @@ from exadask.runtime.diagnosis import explain_unpicklable, refusal
 from exadask.runtime.job import WithKeywords
 from exadask.runtime.kind import Kind, Setup, Surroundings, data_kind, qualified_name
 from exadask.runtime.parcel import Packer, Parcel, is_plain
-from exadask.tasks import Task, TaskOptions
+from exadask.tasks import Task, TaskOptions, innermost
 
 _PLAIN = TaskOptions()
 _MOST_KINDS = 4096
@@ -264,12 +263,10 @@ def _are_plain(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 def _source_of(task: Task[Any, Any]) -> str:
     """Say where the code of a task was written; code of one place lasts about as long."""
-    function: Any = task.function
-    while isinstance(function, functools.partial):
-        function = function.func
+    function = innermost(task.function)
     code = getattr(getattr(function, "__func__", function), "__code__", None)
     place = f"{code.co_filename}:{code.co_firstlineno}" if code is not None else ""
-    return f"{task.name} {getattr(function, '__module__', '')} {place} {task.options.request}"
+    return f"{task.origin} {place} {task.options.request}"
 
 
 def _packed(value: Any, packer: Packer, role: str, name: str) -> Parcel:

@@ -216,6 +216,11 @@ class Task(Generic[P, T]):
         return self.options.name or name_of(self.function)
 
     @property
+    def origin(self) -> str:
+        """Its name and the module of its function: earlier runs know it by that."""
+        return f"{self.name} {getattr(innermost(self.function), '__module__', '')}"
+
+    @property
     def is_importable(self) -> bool:
         """Whether other processes can import it by its name."""
         found: Any = sys.modules.get(self.__module__)
@@ -308,11 +313,16 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
 
 def name_of(function: Callable[..., Any]) -> str:
     """Name a callable for messages: short, and without characters that confuse."""
-    inner = function
-    while isinstance(inner, functools.partial):
-        inner = inner.func
+    inner = innermost(function)
     name = getattr(inner, "__name__", type(inner).__name__)
     return str(name).strip("<>")
+
+
+def innermost(function: Callable[..., Any]) -> Any:
+    """Give what partial applications are made of."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
 
 
 _states: dict[Callable[[], Any], Any] = {}

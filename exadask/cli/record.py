@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import click
@@ -65,13 +64,8 @@ def explain(run: str, task: str | None, is_json: bool) -> int:
 def failures(run: str, is_json: bool) -> int:
     """Group the tasks of a run that failed by why they did, each with an example."""
     with _record(run) as (folder, record):
-        groups = failure_groups(record)
-        if is_json:
-            click.echo(json.dumps([dataclasses.asdict(one) for one in groups], indent=2))
-        elif groups:
-            click.echo("\n\n".join(str(one) for one in groups))
-        else:
-            click.echo(f"no task of {folder.path.name} has failed")
+        nothing = f"no task of {folder.path.name} has failed"
+        _show(failure_groups(record), "\n\n", nothing, is_json=is_json)
     return 0
 
 
@@ -81,14 +75,17 @@ def failures(run: str, is_json: bool) -> int:
 def advise(run: str, is_json: bool) -> int:
     """Say what the tasks of a run used, and what they should ask for."""
     with _record(run) as (folder, record):
-        found = list(advice(record))
-        if is_json:
-            click.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
-        elif found:
-            click.echo("\n".join(str(one) for one in found))
-        else:
-            click.echo(f"no task of {folder.path.name} has come to its end yet")
+        nothing = f"no task of {folder.path.name} has come to its end yet"
+        _show(list(advice(record)), "\n", nothing, is_json=is_json)
     return 0
+
+
+def _show(found: Sequence[Any], between: str, nothing: str, *, is_json: bool) -> None:
+    """Print what was found, as text or as JSON."""
+    if is_json:
+        click.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
+    else:
+        click.echo(between.join(map(str, found)) or nothing)
 
 
 @contextmanager
@@ -136,11 +133,9 @@ def _live(folder: RunFolder, task: TaskRow) -> str | None:
     from exadask.runtime.pooled_cluster import AttachedCluster
 
     with suppress(ExadaskError, OSError):
-        cluster = AttachedCluster(RunFolder(Path(folder.path)))
+        cluster = AttachedCluster(folder)
         try:
-            key = task.key
-            told: str = cluster.gateway.run(cluster.gateway.explain(key), "explain a task")
-            return told
+            return cluster.gateway.run(cluster.gateway.explain(task.key), "explain a task")
         finally:
             cluster.close()
     return None

@@ -75,7 +75,7 @@ def run(
         raise InvalidRequest("--wait belongs to --inside.", "Without it, run waits anyway.")
     arguments = machine.executor_arguments(search_folders(target))
     if resumed is not None:
-        arguments["resume"] = _run_to_resume(found, resumed, machine)
+        arguments["resume"] = _last_run_of(found, machine) if resumed == LATEST else resumed
     return run_target(found, settings, arguments)
 
 
@@ -111,17 +111,14 @@ def _main_of(found: Target, settings: Sequence[str]) -> Any:
     return load_main(found)
 
 
-def _run_to_resume(found: Target, wanted: str, machine: Machine) -> Path | None:
-    """Find the run that is meant: without a name, the last one of the same recipe or file.
+def _last_run_of(found: Target, machine: Machine) -> Path | None:
+    """Find the last run of the same recipe or file.
 
     None if there is none: whoever is killed before anything was done can say ``--resume`` as well.
     """
-    from exadask.opening import find_run
     from exadask.runtime.run_folder import RunFolder
 
     config = split_settings(machine.settings)[0]
-    if wanted != LATEST:
-        return find_run(wanted, config).path
     for run in RunFolder.all_below(Path(config.run_folder)):
         if run.target == str(found.file):
             return run.path

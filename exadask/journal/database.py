@@ -9,18 +9,18 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 from exadask.errors import RunFolderError
-from exadask.journal.rows import SCHEMA, TABLES, VERSION, ResultRow, checksum_of, insertion
+from exadask.journal.rows import SCHEMA, TABLES, VERSION, ResultRow, insertion
 
 logger = logging.getLogger(__name__)
 
 _LOCAL = frozenset(
     ["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "overlay", "zfs", "f2fs", "bcachefs"]
 )
-_BUSY_S = 5.0
+_BUSY_S, _READ_BUSY_S = 5.0, 1.0
 _MAGIC = b"SQLite format 3\x00"
 _LARGEST_ID = 2**53
 
@@ -78,7 +78,7 @@ def open_to_write(path: Path, *, is_shared: bool) -> sqlite3.Connection:
     sqlite3.Error
         It cannot be opened or made.
     """
-    connection = _connect(path, is_shared=is_shared)
+    connection = connect(path, mode="rwc", is_shared=is_shared)
     try:
         _require_header(path)
         _prepare(connection, path, is_shared=is_shared)
@@ -90,7 +90,7 @@ def open_to_write(path: Path, *, is_shared: bool) -> sqlite3.Connection:
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # a message may quote garbage
         connection.close()
         aside = _set_aside(path)
-        connection = _connect(path, is_shared=is_shared)
+        connection = connect(path, mode="rwc", is_shared=is_shared)
         _prepare(connection, path, is_shared=is_shared)
         n_rows = _salvage(aside, connection)
         logger.warning(
@@ -120,14 +120,11 @@ def opened_to_read(path: Path) -> Iterator[sqlite3.Connection]:
         )
     with contextlib.ExitStack() as cleanup:
         try:
-            connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=1)
+            connection = connect(path, mode="ro", timeout_s=_READ_BUSY_S)
             cleanup.callback(connection.close)
-            _require_known(connection, path)
-            connection.execute("SELECT count(*) FROM sessions").fetchone()
-        except (
-            sqlite3.Error,
-            UnicodeDecodeError,
-        ):  # it must be recovered first, or locks do not work: look at a copy
+            _require_readable(connection, path)
+        except (sqlite3.Error, UnicodeDecodeError):
+            # It must be recovered first, or locks do not work: look at a copy.
             connection = cleanup.enter_context(_copied(path))
         yield connection
 
@@ -159,8 +156,7 @@ def _copied(path: Path) -> Iterator[sqlite3.Connection]:
                 ) from error
         connection = sqlite3.connect(copy)
         try:
-            _require_known(connection, path)
-            connection.execute("SELECT count(*) FROM sessions").fetchone()
+            _require_readable(connection, path)
         except (sqlite3.Error, UnicodeDecodeError) as error:
             connection.close()
             raise RunFolderError(
@@ -174,15 +170,39 @@ def _copied(path: Path) -> Iterator[sqlite3.Connection]:
             connection.close()
 
 
-def _connect(path: Path, *, is_shared: bool) -> sqlite3.Connection:
-    vfs = "?vfs=unix-none" if is_shared else ""
+def connect(
+    path: Path,
+    *,
+    mode: Literal["ro", "rwc"],
+    is_shared: bool = False,
+    timeout_s: float = _BUSY_S,
+) -> sqlite3.Connection:
+    """Connect to a journal, for any thread; every statement is a transaction of its own.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    mode : {"ro", "rwc"}
+        To read it only, or to make it if need be.
+    is_shared : bool
+        Whether it is on a network, so that locks are not used.
+    timeout_s : float
+        How long to wait for another's lock [s].
+    """
+    vfs = "&vfs=unix-none" if is_shared else ""
     return sqlite3.connect(
-        f"file:{quote(str(path))}{vfs}",
+        f"file:{quote(str(path))}?mode={mode}{vfs}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,
-        timeout=_BUSY_S,
+        timeout=timeout_s,
     )
+
+
+def _require_readable(connection: sqlite3.Connection, path: Path) -> None:
+    _require_known(connection, path)
+    connection.execute("SELECT count(*) FROM sessions").fetchone()
 
 
 def _prepare(connection: sqlite3.Connection, path: Path, *, is_shared: bool) -> None:
@@ -300,5 +320,4 @@ def _is_sound(kind: type, row: tuple[object, ...]) -> bool:
     if kind is not ResultRow:
         number = row[0]  # a garbled one leaves none for those that come
         return not isinstance(number, int) or 0 < number < _LARGEST_ID
-    _, _, value, checksum, file = row
-    return isinstance(file, str) or (isinstance(value, bytes) and checksum_of(value) == checksum)
+    return ResultRow._make(row).is_sound

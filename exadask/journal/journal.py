@@ -220,14 +220,14 @@ class Journal:
 
     def _drop_spoilt(self, batch: list[Row], error: Exception) -> bool:
         """Let the rows go that no database could take; says whether there was one."""
-        sound = []
+        sound, scratch = [], sqlite3.connect(":memory:")
         for row in batch:
             try:
-                with contextlib.closing(sqlite3.connect(":memory:")) as scratch:
-                    scratch.execute(f"SELECT {', '.join('?' * len(row))}", row).fetchall()
+                scratch.execute(f"SELECT {', '.join('?' * len(row))}", row).fetchall()
                 sound.append(row)
             except _SPOILT:
                 logger.warning("a row cannot be written into %s: %s: %r", self._path, error, row)
+        scratch.close()
         for _ in batch:
             self._held.popleft()
         self._held.extendleft(reversed(sound))

@@ -11,7 +11,7 @@ from typing import Any
 from exadask.core.events import Offer
 from exadask.errors import RunFolderError
 from exadask.journal.reading import RunRecord
-from exadask.journal.stories import percentile
+from exadask.journal.stories import peaks_of, percentile
 from exadask.runtime.run_folder import RunFolder
 from exadask.tasks import Task
 
@@ -64,12 +64,11 @@ class Learned:
         """Find what 95 % of such tasks have used at most [bytes]; None if there were none."""
         if self._runs is None:
             return None
-        whose = f"{task.name} {getattr(task.function, '__module__', '')} "
+        whose = f"{task.origin} "
         peaks: list[tuple[float, int]] = []
         for run in itertools.islice(RunFolder.all_below(self._runs), _N_RUNS):
             with contextlib.suppress(RunFolderError), RunRecord.opened(run.path) as record:
                 for function in record.functions():
                     if function.name == task.name and function.source.startswith(whose):
-                        used = record.used(function.id)
-                        peaks += [(float(one.peak_bytes or 0), one.n_tasks) for one in used]
+                        peaks += peaks_of(record.used(function.id))
         return percentile(peaks, _PART) if peaks else None

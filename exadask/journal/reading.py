@@ -9,10 +9,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from exadask.errors import RunFolderError
-from exadask.journal.database import opened_to_read
+from exadask.journal.database import connect, opened_to_read
 from exadask.journal.rows import (
     AllocationRow,
     AttemptRow,
@@ -21,16 +20,14 @@ from exadask.journal.rows import (
     ResultRow,
     SessionRow,
     TaskRow,
-    checksum_of,
 )
 from exadask.resources import Resources
 from exadask.runtime.call import number_in
 
 JOURNAL = "journal.sqlite"
 
-
-# A task whose only attempt came to a good end has no row for it.
 _LARGEST_NUMBER = 2**63 - 1
+# A task whose only attempt came to a good end has no row for it.
 _ONLY_ATTEMPT = (
     "SELECT id, 1, node, cores, gpus, placed, ended, state, NULL, NULL, NULL, wall_s, cpu_s, "
     "peak_bytes FROM tasks WHERE id = ? AND node IS NOT NULL"
@@ -204,10 +201,7 @@ class Lookup:
     """
 
     def __init__(self, path: Path, *, is_shared: bool) -> None:
-        vfs = "&vfs=unix-none" if is_shared else ""
-        self._connection = sqlite3.connect(
-            f"file:{quote(str(path))}?mode=ro{vfs}", uri=True, check_same_thread=False
-        )
+        self._connection = connect(path, mode="ro", is_shared=is_shared)
         self._lock = threading.Lock()
 
     def result(self, digest: bytes) -> ResultRow | None:
@@ -217,8 +211,7 @@ class Lookup:
             found = self._connection.execute(query, (digest,)).fetchone()
             if found is not None:
                 row = ResultRow(*found)
-                is_sound = row.file or (row.value and checksum_of(row.value) == row.checksum)
-                return row if is_sound else None
+                return row if row.is_sound else None
         return None
 
     def close(self) -> None:

@@ -151,6 +151,11 @@ class Recorder:
         entry = self._entries[call] = _Entry(self._row_of(call, now, group), now)
         self._unsettled[entry] = None
 
+    def _require_entry(self, call: Call, now: float, group: _Map | None) -> Iterator[Row]:
+        """Begin the story of a call that has none yet."""
+        if call not in self._entries:
+            yield from self._open(call, now, group)
+
     def _row_of(self, call: Call, now: float, group: _Map | None) -> TaskRow:
         """Make the row of a call that waits."""
         if not call.number:
@@ -216,16 +221,10 @@ class Recorder:
             cpu_s,
             peak_bytes,
         )
-        if call.checkpoint is not None:
-            self._checkpoints.append(call.checkpoint)
-        if self._save is not None and call.digest is not None:
-            kept = self._save(call, row.id)
-            if kept is not None:
-                yield kept
+        yield from self._kept(call, row.id)
 
     def _placed(self, now: float, call: Call, seat: Seat, observer: Observer) -> Iterator[Row]:
-        if call not in self._entries:
-            yield from self._open(call, now, self._maps.get(observer))
+        yield from self._require_entry(call, now, self._maps.get(observer))
         entry = self._entries[call]
         if entry.attempt_began is not None:
             if entry.seat is seat:
@@ -241,8 +240,7 @@ class Recorder:
         self, now: float, call: Call, report: Report, seat: Seat, observer: Observer
     ) -> Iterator[Row]:
         usage = report.usage
-        if call not in self._entries:
-            yield from self._open(call, now, self._maps.get(observer))
+        yield from self._require_entry(call, now, self._maps.get(observer))
         entry = self._entries[call]
         if entry.attempt_began is None:
             entry.n_attempts += 1
@@ -283,8 +281,7 @@ class Recorder:
                 entry.row = entry.row._replace(function=self._function_of[call.kind])
 
     def _finished(self, now: float, call: Call, observer: Observer) -> Iterator[Row]:
-        if call not in self._entries:
-            yield from self._open(call, now, self._maps.get(observer))
+        yield from self._require_entry(call, now, self._maps.get(observer))
         self._leave_map(observer, 1)
         yield from self._end(call, now, "done")
 
@@ -298,9 +295,8 @@ class Recorder:
         if entry is None and group is not None and error is None:
             group.n_cancelled += 1  # it never began
             return
-        if entry is None:
-            yield from self._open(call, now, group)
-            entry = self._entries[call]
+        yield from self._require_entry(call, now, group)
+        entry = self._entries[call]
         if entry.attempt_began is not None:
             yield self._end_attempt(entry, now, "cancelled" if error is None else "lost")
         if error is not None:
@@ -311,20 +307,23 @@ class Recorder:
         yield from self._end(call, now, "cancelled" if error is None else "failed")
 
     def _reused(self, now: float, call: Call) -> Iterator[Row]:
-        if call not in self._entries:
-            yield from self._open(call, now)
+        yield from self._require_entry(call, now, None)
         yield from self._end(call, now, "reused")
 
     def _end(self, call: Call, now: float, state: str) -> Iterator[Row]:
         """End the story of a call."""
         entry = self._entries.pop(call)
         self._unsettled.pop(entry, None)
-        row = entry.row._replace(key=call.known_key, ended=now, state=state, digest=call.digest)
-        yield row
-        if state == "done" and call.checkpoint is not None:
+        yield entry.row._replace(key=call.known_key, ended=now, state=state, digest=call.digest)
+        if state == "done":
+            yield from self._kept(call, entry.row.id)
+
+    def _kept(self, call: Call, number: int) -> Iterator[Row]:
+        """Keep the result of a call that came to a good end; its checkpoints may go."""
+        if call.checkpoint is not None:
             self._checkpoints.append(call.checkpoint)
-        if state == "done" and self._save is not None and call.digest is not None:
-            kept = self._save(call, entry.row.id)
+        if self._save is not None and call.digest is not None:
+            kept = self._save(call, number)
             if kept is not None:
                 yield kept
 

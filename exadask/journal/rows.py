@@ -215,6 +215,13 @@ class ResultRow(NamedTuple):
     checksum: bytes | None
     file: str | None
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether it is what was written: nothing vouches for rows of a damaged journal."""
+        if isinstance(self.file, str):
+            return True
+        return isinstance(self.value, bytes) and checksum_of(self.value) == self.checksum
+
 
 class AllocationRow(NamedTuple):
     """An allocation; see `exadask.core.fleet_report.AllocationSummary`."""

@@ -12,9 +12,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import exadask
 from exadask.config import Config
@@ -30,14 +30,11 @@ from exadask.journal.rows import Row, SessionRow
 from exadask.opening import Cluster, find_run
 from exadask.runtime.bundling import Bundler
 from exadask.runtime.call import Call
-from exadask.runtime.kind import Kind
 from exadask.runtime.run_folder import RunFolder
 from exadask.runtime.stored import StoredResults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from exadask.tasks import Task
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +85,8 @@ class RunJournal:
         Whose calls are written down.
     resumed : ResumedRun, optional
         The run that goes on: its results are given to the calls that ask for the same.
-    summary : callable
-        Says how the allocations are.
+    summary : callable, optional
+        Says how the allocations are. None: there are none, or another process writes of them.
 
     Raises
     ------
@@ -104,7 +101,7 @@ class RunJournal:
         bundler: Bundler,
         *,
         resumed: ResumedRun | None = None,
-        summary: Callable[[], FleetSummary | None] = lambda: None,
+        summary: Callable[[], FleetSummary] | None = None,
     ) -> None:
         self.folder, self._bundler = folder, bundler
         self._fleet = FleetHistory()
@@ -152,16 +149,6 @@ class RunJournal:
         """Where tasks keep their checkpoints."""
         return self.folder.path / "checkpoints"
 
-    def wants(self, kind: Kind) -> bool:
-        """Whether results of these calls are kept."""
-        return self.remembered.wants(kind)
-
-    def identify(
-        self, call: Call, task: Task[Any, Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> None:
-        """Name what a call computes; see `Remembered.identify`."""
-        self.remembered.identify(call, task, args, kwargs)
-
     def find(self, call: Call) -> bool:
         """Give a call its result, if that is there."""
         if not self.remembered.find(call):
@@ -179,9 +166,9 @@ class RunJournal:
     def close(self) -> None:
         """End the journal; nothing is written afterwards."""
         self._bundler.record = None
-        summary = self._summary()
-        for row in self._fleet.rows(summary, time.time()) if summary is not None else ():
-            self._journal.put(row)
+        if self._summary is not None:
+            for row in self._fleet.rows(self._summary(), time.time()):
+                self._journal.put(row)
         self._journal.put(self._session._replace(ended=time.time()))
         self._journal.close()
         if self._lookup is not None:
@@ -194,22 +181,22 @@ class RunJournal:
         yield from self._recorder.rows()
         self._finished = self._recorder.finished_checkpoints()
         yield from self.remembered.late_rows()
-        if self._loop_is_open and time.monotonic() >= self._next_look_s:
+        is_due = self._loop_is_open and time.monotonic() >= self._next_look_s
+        if self._summary is not None and is_due:
             self._next_look_s = time.monotonic() + _LOOK_S
-            yield from self._allocation_rows()
+            yield from self._allocation_rows(self._summary)
 
-    def _allocation_rows(self) -> Iterator[Row]:
+    def _allocation_rows(self, summary: Callable[[], FleetSummary]) -> Iterator[Row]:
         """Look at the allocations, on the loop that owns them."""
+
+        async def ask() -> FleetSummary:
+            return summary()
+
         try:
-            asked = asyncio.run_coroutine_threadsafe(self._ask(), self._bundler.gateway.loop)
-            summary = asked.result(_ANSWER_S)
+            asked = asyncio.run_coroutine_threadsafe(ask(), self._bundler.gateway.loop)
+            yield from self._fleet.rows(asked.result(_ANSWER_S), time.time())
         except (RuntimeError, TimeoutError, concurrent.futures.TimeoutError):
             return  # it is busy, or closes
-        if summary is not None:
-            yield from self._fleet.rows(summary, time.time())
-
-    async def _ask(self) -> FleetSummary | None:
-        return self._summary()
 
     def _save_there(
         self, call: Call, folder: Path, name: str, told: Callable[[BaseException | None], None]

@@ -167,6 +167,11 @@ def advice(record: RunRecord) -> Iterator[Advice]:
             yield _advice(function, used)
 
 
+def peaks_of(used: Sequence[Used]) -> list[tuple[float, int]]:
+    """Give the largest memory of tasks [bytes], and for how many tasks each stands."""
+    return [(float(one.peak_bytes or 0), one.n_tasks) for one in used]
+
+
 def percentile(used: Sequence[tuple[float, int]], part: float) -> float:
     """Give the value under which a part of all lies; each value stands for a number of tasks."""
     total = sum(count for _, count in used)
@@ -244,7 +249,7 @@ def _group(error: str, name: str, members: Sequence[Failed]) -> FailureGroup:
 def _advice(function: FunctionRow, used: Sequence[Used]) -> Advice:
     asked = request_of(function)
     # A row of several calls has their times together, and the largest memory of them.
-    peaks = [(float(one.peak_bytes or 0), one.n_tasks) for one in used]
+    peaks = peaks_of(used)
     walls = [((one.wall_s or 0.0) / one.n_tasks, one.n_tasks) for one in used]
     total_s = sum(one.wall_s or 0.0 for one in used)
     busy = sum(one.cpu_s or 0.0 for one in used) / total_s if total_s else 0.0

@@ -87,14 +87,15 @@ class BundleAttempt:
         self._gone: set[int] = set()
         self._last_done = -1
         self._kept_item: Item | None = None
-        self._must_yield = self._is_announced = False
+        self.must_yield = False  # it was asked to begin no other call
+        self._is_announced = False
         self._stopping = -1  # the call that is being ended, and no other is begun meanwhile
         self._verdict: ExadaskError | None = None
         self._ending: asyncio.Task[None] | None = None
         self._background = Background()
         expected_s = bundle.expected_s
         is_bounded = bundle.bound_s < math.inf and expected_s == expected_s  # it is a number
-        self.patience_s = max(_PATIENCE_S, _PATIENCE * expected_s) if is_bounded else math.inf
+        self._patience_s = max(_PATIENCE_S, _PATIENCE * expected_s) if is_bounded else math.inf
 
     @property
     def kind(self) -> Kind:
@@ -126,7 +127,7 @@ class BundleAttempt:
 
     def give_way(self) -> None:
         """Begin no other call: the share is wanted."""
-        self._must_yield = True
+        self.must_yield = True
         if self.slot is not None and not self.is_over:
             self._background.start(self._give_rest_back(self.slot))
 
@@ -138,11 +139,6 @@ class BundleAttempt:
             name = self.bundle.kind_at(index).name
             verdict = MemoryExceeded(name, limit_bytes, peak_bytes, self.node)
             self._background.start(self._stop(self.slot, index, 0, verdict))
-
-    @property
-    def must_yield(self) -> bool:
-        """Whether it was asked to begin no other call."""
-        return self._must_yield
 
     def return_all(self) -> None:
         """Give all calls back: none has begun."""
@@ -165,7 +161,7 @@ class BundleAttempt:
         slot.on_item = self._on_item
         if self.is_cancelled:
             self._end(0)
-        elif self._must_yield:
+        elif self.must_yield:
             self.give_way()
         captured = slot.capture_from_here()
         self._watch.add(self)
@@ -210,13 +206,13 @@ class BundleAttempt:
                 name = self.bundle.kind_at(progress.index).name
                 verdict = TimeExceeded(name, limit_s, self.node)
                 await self._stop(slot, progress.index, self._kill_grace_s, verdict)
-            if lasted_s > self.patience_s and not self._gone:
+            if lasted_s > self._patience_s and not self._gone:
                 await self._give_rest_back(slot)
             self._announce_end(progress.index, lasted_s)
 
     def _announce_end(self, index: int, lasted_s: float) -> None:
         """Say that the end is near, as far as can be known."""
-        if self._is_announced or self._gone or self.patience_s == math.inf or index < 0:
+        if self._is_announced or self._gone or self._patience_s == math.inf or index < 0:
             return
         expected_s = self.bundle.expected_s
         left_s = (self.bundle.count - 1 - index) * expected_s + max(0.0, expected_s - lasted_s)

@@ -54,26 +54,24 @@ class BundleRunner:
             self._board = Board.attach(os.dup(order.board.fd))
         board = self._board
         assert board is not None, "the first bundle came without a board"
-        bundle, streams = order.bundle, self._runner.streams
-        calls = pickle.loads(bundle.calls)
+        calls = pickle.loads(order.bundle.calls)
         problem = self._settled(order, is_sure=True)
         self._ended_cpu_s = ended_cpu_s()
         self._measure()
-        streams.news()
+        self._runner.streams.news()
         here = inside.Here(order.kind.request.time_s, order.left_s)
         with inside.entered(here):
-            return self._run_calls(order, calls, problem, here)
+            return self._run_calls(order, board, calls, problem, here)
 
     def _run_calls(
-        self, order: RunBundle, calls: list[Any], problem: Failure | None, here: inside.Here
+        self,
+        order: RunBundle,
+        board: Board,
+        calls: list[Any],
+        problem: Failure | None,
+        here: inside.Here,
     ) -> BundleDone:
-        board, bundle, streams, clock = (
-            self._board,
-            order.bundle,
-            self._runner.streams,
-            time.monotonic,
-        )
-        assert board is not None, "it was attached"
+        bundle, streams, clock = order.bundle, self._runner.streams, time.monotonic
         began_s = measured_s = read_s = clock()
         cpu_s = time.process_time()
         for index in range(order.start, bundle.count):

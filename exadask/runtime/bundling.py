@@ -372,8 +372,7 @@ class Bundler:
             self._queue(kind.data)
 
     def _queue(self, call: Call) -> None:
-        settle, call.settle = call.settle, None
-        if settle is not None and settle():
+        if call.settle is not None and call.settle():
             if self.record is not None:
                 self.record.reused(call)
             self.finish_here(call, call.value, is_told=False)

@@ -176,7 +176,7 @@ class Call:
     def climb(self, kind: Kind) -> None:
         """Ask for more from now on; the cluster must not take it for the call that failed."""
         self._key = f"{self.key.partition('-up')[0]}-up{kind.rung}"
-        self.kind, self.place = kind, None
+        self.kind, self.place, self.settle = kind, None, None
 
     @property
     def known_key(self) -> str | None:

@@ -45,6 +45,8 @@ class EmbeddedCluster:
         Limits and intervals.
     """
 
+    summary = None  # there are no allocations
+
     def __init__(self, shapes: Sequence[NodeShape], config: Config) -> None:
         allow_many_files()
         self._config = config
@@ -89,9 +91,6 @@ class EmbeddedCluster:
     def plugin(self) -> HoldThenPlace:
         """What places tasks."""
         return self._plugin
-
-    def summary(self) -> None:
-        """There are no allocations."""
 
     def journal_folder(self) -> None:
         """Nothing is written before there is a journal: it makes a folder of its own."""

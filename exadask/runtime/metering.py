@@ -55,10 +55,7 @@ def ended_cpu_s() -> float:
 def peak_bytes() -> int:
     """Largest memory of this process since `forget_peak` [bytes]."""
     peak = _status_bytes(b"VmHWM:")
-    if peak is None:
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return peak
+    return highest_bytes() if peak is None else peak
 
 
 def highest_bytes() -> int:

@@ -162,9 +162,8 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
                 self._turns.wake(key)
         elif start in _NOT_BEGUN and finish in ("released", "forgotten"):
             share = self._share_of(key)
-            if share is not None and not self._is_ahead(
-                share
-            ):  # it never began, or has left the thread of Dask's it ran in
+            # It never began, or has left the thread of Dask's that it ran in.
+            if share is not None and not self._is_ahead(share):
                 self._send("exadask-ended", share=share["share"])
 
     async def run(self, work: Job | Bundle, inputs: tuple[object, ...]) -> object:

@@ -137,6 +137,8 @@ class AttachedCluster(_Connected):
         The folder of its run.
     """
 
+    summary = None  # the standing scheduler looks after the allocations
+
     def __init__(self, run: RunFolder) -> None:
         super().__init__()
         self.run = run
@@ -146,9 +148,6 @@ class AttachedCluster(_Connected):
         except BaseException:
             self.close()
             raise
-
-    def summary(self) -> None:
-        """The standing scheduler looks after the allocations."""
 
     def journal_folder(self) -> RunFolder:
         """Give this session a folder of its own: each process writes its own journal."""

@@ -433,6 +433,8 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
+        if not self._is_dispatch_due:  # it has been done meanwhile
+            return
         self._is_dispatch_due = False
         places: list[Place] = []
         for command in self.placement.dispatch(self._loop.time()):
