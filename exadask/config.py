@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from exadask.errors import ExadaskError, InvalidQuantity, InvalidRequest
@@ -83,6 +84,11 @@ class Config:
     memo_folder: str | None = None
     dashboard: bool = True
     origins: dict[str, str] = field(default_factory=dict, compare=False)
+
+    @property
+    def memo_path(self) -> Path:
+        """Where results of memoised tasks lie, also for nodes that run elsewhere."""
+        return Path(self.memo_folder or Path(self.run_folder) / "memo").absolute()
 
     @classmethod
     def resolve(

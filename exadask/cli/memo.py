@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 import click
 
@@ -68,8 +67,7 @@ def gc(older_than: str | None, keep: str | None) -> int:
 
 
 def _store() -> StoredResults:
-    config = Config.resolve()
-    return StoredResults(Path(config.memo_folder or Path(config.run_folder) / "memo"))
+    return StoredResults(Config.resolve().memo_path)
 
 
 def _tell(removed: list[StoredResult]) -> None:

@@ -121,7 +121,7 @@ class RunJournal:
         keeps = config.keep_results or resumed is not None
         self._lookup = Lookup(path, is_shared=self._journal.is_shared) if resumed else None
         self.remembered = Remembered(
-            memo=StoredResults(Path(config.memo_folder or folder.path.parent / "memo")),
+            memo=StoredResults(config.memo_path),
             own=StoredResults(folder.path / "results") if keeps else None,
             lookup=self._lookup,
             save_there=self._save_there,

@@ -161,10 +161,13 @@ class Advice:
 
 def advice(record: RunRecord) -> Iterator[Advice]:
     """Say for each function what its tasks should ask for."""
-    for function in record.functions():
-        used = [one for one in record.used(function.id) if one.outcome == "done"]
+    alike: dict[tuple[object, ...], list[FunctionRow]] = {}
+    for function in record.functions():  # each session of a resumed run has its own
+        alike.setdefault(function[1:], []).append(function)
+    for functions in alike.values():
+        used = [one for each in functions for one in record.used(each.id) if one.outcome == "done"]
         if used:
-            yield _advice(function, used)
+            yield _advice(functions[0], used)
 
 
 def peaks_of(used: Sequence[Used]) -> list[tuple[float, int]]:

@@ -90,7 +90,7 @@ class RunFolder:
                         f"It must belong to you alone: chmod 700 {found}",
                     )
                 return cls(found)
-        known = sorted(one.name for one in Path(RUNS).glob("*/") if one.name != "latest")
+        known = [one.path.name for one in cls.all_below(Path(RUNS))][::-1]
         raise RunFolderError(
             str(given),
             "there is no such run",

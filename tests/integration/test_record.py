@@ -134,6 +134,18 @@ def test_advice_says_what_was_used(tmp_path: Path) -> None:
     assert "ask for: cores=1, memory=" in told(run, "advise")
 
 
+def test_advice_counts_all_sessions_of_a_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"nodes": [xd.NodeShape.declare(cores=1)], "run_folder": tmp_path}
+    with xd.Executor(keep_results=True, **options) as ex:
+        ex.submit(abs, -1).result()
+        run = ex.run_folder
+    with xd.Executor(resume=run, **options) as ex:
+        ex.submit(abs, -2).result()
+    assert run is not None
+    (found,) = json.loads(told(run, "advise", "--json"))
+    assert found["n_tasks"] == 2
+
+
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     runner = CliRunner()
     with xd.Executor(nodes=[xd.NodeShape.declare(cores=1)], run_folder=tmp_path) as ex:

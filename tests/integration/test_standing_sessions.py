@@ -161,6 +161,21 @@ def test_a_session_runs_tasks_and_leaves(shared: tuple[Home, Path]) -> None:
     assert latest["pools"][0]["nodes"] == 1
 
 
+def test_memoised_results_of_a_session_lie_where_others_find_them(
+    shared: tuple[Home, Path], tmp_path: Path
+) -> None:
+    _, run = shared
+    square = xd.task(memo=True)(abs)
+    for machine in ({"attach": run}, {"nodes": [xd.NodeShape.declare(cores=1)]}):
+        options = {**machine, "memo_folder": tmp_path / "memo"}
+        with xd.Executor(**options) as ex:  # type: ignore[arg-type]  # of various types
+            assert ex.submit(square, -4).result(LONG_S) == 4
+    assert len([one for one in (tmp_path / "memo").rglob("*") if one.is_file()]) == 1
+    with xd.Executor(attach=run) as ex:
+        assert ex.submit(square, -5).result(LONG_S) == 5
+    assert not list(run.rglob("memo")), "it is beside the runs, not within one"
+
+
 def test_two_sessions_of_one_process_and_an_embedded_cluster(
     shared: tuple[Home, Path], ex: xd.Executor
 ) -> None:

@@ -152,3 +152,11 @@ def test_the_reaper_runs_what_it_was_told(tmp_path: Path) -> None:
         else:
             assert not (folder / "ended").exists()
             assert (folder / "cluster.json").exists()
+
+
+def test_what_is_no_run_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder.create(Path("exadask-runs"))
+    (tmp_path / "exadask-runs" / "memo").mkdir()
+    with pytest.raises(RunFolderError, match=f"Runs here: {run.path.name}\\."):
+        RunFolder.find("never")
