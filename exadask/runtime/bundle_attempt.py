@@ -33,7 +33,7 @@ _SEEN_S = 0.003  # until then each side sees what the other has written
 _PATIENCE_S = 0.025
 _PATIENCE = 4
 
-Tell = Callable[[Sequence[bytes], Sequence[int]], None]
+Tell = Callable[[Sequence[bytes], Sequence[int], int | None], None]
 
 
 class BundleAttempt:
@@ -55,7 +55,8 @@ class BundleAttempt:
     inline_bytes : int
         Results up to this size are passed on [bytes].
     tell : callable
-        Passes on packed items, and the indices of calls that will not be run.
+        Passes on packed items, the indices of calls that will not be run, and of one whose result
+        is kept here.
     announce : callable
         Says that it is about to end.
     is_cut_off : callable
@@ -178,9 +179,9 @@ class BundleAttempt:
             self.slot = None  # it may be another's from now on
         if self._kept_item is None:
             return go_on
-        # Told together with the end of the bundle: until then the result would be lost with the
-        # node, and nobody would know where it can be computed again.
-        self._pass_on([self._kept_item.packed()])
+        # Told at the end of the bundle, and to the scheduler too: if the node is lost, it lets this
+        # call run again, whose future is done.
+        self._pass_on([self._kept_item.packed()], self.kept_index)
         self._return(set(range(go_on, self.bundle.count)) - self._dropped - self._gone)
         return self.bundle.count
 
@@ -220,14 +221,14 @@ class BundleAttempt:
             self._is_announced = True
             self._announce()
 
-    def _pass_on(self, items: Sequence[bytes]) -> None:
+    def _pass_on(self, items: Sequence[bytes], kept: int | None = None) -> None:
         if not items:
             return
         if self._verdict is not None:
             items = [self._judged(item) for item in items]
         # What came over the socket may be older than what was taken from the board.
         self._last_done = max(self._last_done, pickle.loads(items[-1])[0])
-        self._tell(items, ())
+        self._tell(items, (), kept)
 
     def _judged(self, packed: bytes) -> bytes:
         """Replace the outcome of the call that was ended: it may have come to an end by itself."""
@@ -299,7 +300,7 @@ class BundleAttempt:
         back = sorted(indices)
         if back:
             self._gone.update(back)
-            self._tell((), back)
+            self._tell((), back, None)
 
     def _end(self, grace_s: float) -> None:
         if self.slot is not None and self._ending is None:

@@ -236,10 +236,11 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         if isinstance(work, Job):
             return Attempt(work, node, self._watch, config.kill_grace_s)
 
-        def tell(items: Sequence[bytes], returned: Sequence[int]) -> None:
+        def tell(items: Sequence[bytes], returned: Sequence[int], kept: int | None) -> None:
             # As one piece: Dask looks through messages for what it should serialise.
             packed = pickle.dumps(items, 5)
-            self._send("exadask-progress", key=work.key, items=packed, returned=returned)
+            news = {"key": work.key, "items": packed, "returned": returned, "kept": kept}
+            self._send("exadask-progress", **news)
 
         attempt = BundleAttempt(
             work,

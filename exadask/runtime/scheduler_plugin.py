@@ -313,10 +313,11 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
                 self._dispatch()
         self._on_ended(share)
 
-    def _on_progress(self, key: str, worker: str, **news: Any) -> None:
+    def _on_progress(self, key: str, worker: str, kept: int | None, **news: Any) -> None:
         """Pass on how calls of a bundle ended."""
         record = self._records.get(key)
         if record is not None:
+            record.kept = record.kept if kept is None else kept
             message = {name: news[name] for name in ("items", "returned")}
             self._tell(record, {"op": "exadask-progress", "key": key, **message})
 
