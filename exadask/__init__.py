@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from exadask import errors
+    from exadask.active import attach, broadcast
     from exadask.commands import CommandResult as CommandResult
     from exadask.commands import command
-    from exadask.executor import Executor, broadcast
+    from exadask.executor import Executor
     from exadask.files import File
     from exadask.future import Future
     from exadask.inside import checkpoint_dir, time_left
@@ -34,6 +35,7 @@ __all__ = [
     "Pool",
     "Resources",
     "as_completed",
+    "attach",
     "broadcast",
     "checkpoint_dir",
     "command",
@@ -53,7 +55,8 @@ _HOME = {
     "Resources": "exadask.resources",
     "Task": "exadask.tasks",
     "as_completed": "exadask.waiting",
-    "broadcast": "exadask.executor",
+    "attach": "exadask.active",
+    "broadcast": "exadask.active",
     "checkpoint_dir": "exadask.inside",
     "command": "exadask.commands",
     "on_notice": "exadask.inside",

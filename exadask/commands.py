@@ -147,7 +147,7 @@ class Command(Task[Any, CommandResult]):
         progress : bool
             Whether to show a progress bar while they run.
         """
-        from exadask.executor import active_executor
+        from exadask.active import active_executor
 
         calls = [values for iterable in iterables for values in iterable]
         for values in calls:

@@ -14,6 +14,7 @@ __all__ = [
     "ClusterUnreachable",
     "CommandFailed",
     "DependencyFailed",
+    "Detached",
     "ExadaskError",
     "ExecutorClosed",
     "ImpossibleRequest",
@@ -294,6 +295,20 @@ class ClusterLost(ExadaskError):
         return (
             f"task {self.task!r} was lost with the cluster: {self.reason}. "
             "Submit it again with a new Executor."
+        )
+
+
+class Detached(ExadaskError):
+    """A session has ended, and what its future stood for goes on without it."""
+
+    def __init__(self, task: str, run: str, name: str) -> None:
+        super().__init__(task, run, name)
+        self.task, self.run, self.name = task, run, name
+
+    def __str__(self) -> str:
+        return (
+            f"task {self.task!r} goes on without this session, which has left it as {self.name!r}. "
+            f"Find it again: exadask.attach({self.run!r}, {self.name!r})"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
@@ -12,22 +11,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from exadask import lifetime
-from exadask.core.events import Offer, WaitingTask
-from exadask.core.ledger import TaskId
-from exadask.core.nodes import NodeIndex
-from exadask.core.prospects import check_possible
 from exadask.errors import (
     ExecutorClosed,
     InvalidRequest,
-    NoActiveExecutor,
     NotSerializable,
 )
 from exadask.future import Future
-from exadask.journal.learning import Learned
-from exadask.journal.run import RunJournal, checkpoint_of, open_journal, resume_run
+from exadask.handover import Handover
+from exadask.intake import Intake
+from exadask.journal.run import RunJournal, open_journal, resume_run
 from exadask.mapped import Mapped
 from exadask.opening import Cluster, open_cluster, split_settings
-from exadask.packing import Kinds, TaskPacker, as_task
+from exadask.packing import as_task
 from exadask.resources import NodeShape
 from exadask.runtime.call import Call, Gateway, Observer
 from exadask.submitter import Submitter
@@ -41,8 +36,6 @@ if TYPE_CHECKING:
     from exadask.pool import Pool
 
 T = TypeVar("T")
-
-_nested: Executor | None = None
 
 
 class Executor(concurrent.futures.Executor):
@@ -85,8 +78,6 @@ class Executor(concurrent.futures.Executor):
     1024
     """
 
-    _journal: RunJournal | None
-
     def __init__(
         self,
         nodes: Sequence[NodeShape] | int | tuple[int, int] | None = None,
@@ -111,12 +102,12 @@ class Executor(concurrent.futures.Executor):
             undo.callback(cluster.close)
             self._adopt(cluster.bundler, config.segment_bytes, Path(config.run_folder))
             folder = run or cluster.journal_folder()
-            self._journal = open_journal(folder, config, cluster, resumed)
+            self._intake.journal = open_journal(folder, config, cluster, resumed)
             undo.pop_all()
         lifetime.opened(self)
 
     @classmethod
-    def _of_task(cls, gateway: Gateway) -> Executor:
+    def of_task(cls, gateway: Gateway) -> Executor:
         """Make the executor that a running task sees: the cluster it runs in."""
         self = cls.__new__(cls)
         self._cluster = None
@@ -125,8 +116,7 @@ class Executor(concurrent.futures.Executor):
 
     def _adopt(self, gateway: Gateway, segment_bytes: int, runs: Path | None) -> None:
         self._gateway = gateway
-        self._journal = None
-        self._kinds, self._learned = Kinds(segment_bytes), Learned(runs)
+        self._intake = Intake(gateway, segment_bytes, runs, lambda: self._client)
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -189,10 +179,7 @@ class Executor(concurrent.futures.Executor):
         """
         with self._lock:
             self._check_open("broadcast a value")
-            call = self._kinds.data(value)
-            if self._journal is not None:
-                self._journal.remembered.identify_value(call, value)
-            return self._submit(call)
+            return self._intake.submit(self._intake.data(value))
 
     def options(self, **options: Any) -> Submitter:
         """Choose resources and more for the next calls, without a decorator.
@@ -219,7 +206,7 @@ class Executor(concurrent.futures.Executor):
         """Run a task, or another callable; `Task.submit` calls this."""
         with self._lock:
             self._check_open("submit a task")
-            return self._submit(self._call(self._packer(task), args, kwargs))
+            return self._intake.submit(self._intake.call(self._intake.packer(task), args, kwargs))
 
     def map_task(
         self, task: Task[Any, T], iterables: Sequence[Iterable[Any]], *, progress: bool = False
@@ -283,85 +270,33 @@ class Executor(concurrent.futures.Executor):
         """Submit calls of one kind."""
         with self._lock:
             self._check_open("submit tasks")
-            if self._journal is not None:
-                calls = [one for one in calls if one.digest is None or not self._journal.find(one)]
-            if calls and not any(call.inputs for call in calls):
-                self._gateway.submit_all(calls, observer)
-                return
-            for call in calls:
-                self._gateway.submit(call, observer)
+            self._intake.submit_all(calls, observer)
 
     def _calls(self, task: Task[Any, Any], iterables: Sequence[Iterable[Any]]) -> Iterator[Call]:
         """Give the calls of one task as they are asked for; its function is packed once."""
         with self._lock:
             self._check_open("submit tasks")
-            packer = self._packer(task)
-        arguments = zip(*iterables)  # noqa: B905  # as map does
-        if packer.kind.checkpoint or self._wants(packer):
-            return (self._call(packer, args, {}) for args in arguments)
-        return packer.calls(arguments, self._input_of)
+            packer = self._intake.packer(task)
+        return self._intake.calls(packer, zip(*iterables))  # noqa: B905  # as map does
 
     def _sent(self, task: Task[Any, T], calls: Iterable[tuple[Any, ...]]) -> Iterator[Future[T]]:
         """Submit calls of one task as they are asked for; its function is packed once."""
         with self._lock:
             self._check_open("submit tasks")
-            packer = self._packer(task)
+            packer = self._intake.packer(task)
         for args in calls:
             with self._lock:
                 self._check_open("submit a task")
-                future: Future[T] = self._submit(self._call(packer, args, {}))
+                future: Future[T] = self._intake.submit(self._intake.call(packer, args, {}))
             yield future
-
-    def _packer(self, task: Any) -> TaskPacker:
-        offers: Sequence[Offer] = getattr(self._gateway, "offers", ())
-        packer = self._kinds.packer(self._learned.resolved(task, offers))
-        if offers and packer.possible_on is not offers:
-            name, request, pool = packer.kind.name, packer.kind.request, packer.kind.pool
-            task = WaitingTask(task=TaskId(name), request=request, priority=(), pool=pool)
-            check_possible(NodeIndex(), offers, task, now=0.0)
-            packer.possible_on = offers
-        return packer
-
-    def _wants(self, packer: TaskPacker) -> bool:
-        return self._journal is not None and self._journal.remembered.wants(packer.kind)
-
-    def _call(self, packer: TaskPacker, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        call = packer.call(args, kwargs, self._input_of)
-        if self._journal is not None and self._wants(packer):
-            self._journal.remembered.identify(call, packer.task, args, kwargs)
-        if call.kind.checkpoint:
-            call.checkpoint = checkpoint_of(call, self._journal)
-        return call
-
-    def _submit(self, call: Call) -> Future[Any]:
-        future: Future[Any] = Future(self._gateway, call)
-        if call.digest is not None and self._journal is not None and self._journal.find(call):
-            future.finished(call)
-        else:
-            self._gateway.submit(call, future)
-        return future
-
-    def _input_of(self, future: Any, name: str) -> Any:
-        """Give what the value of a future among the arguments comes from."""
-        if isinstance(future, Future):
-            if future._gateway is not self._gateway:
-                raise InvalidRequest(
-                    f"task {name!r} got the future of {future.name!r}, which belongs to another "
-                    "executor (perhaps one that is closed).",
-                    "Pass its result() instead.",
-                )
-            return future._call
-        client = self._client
-        if client is None or future.client.scheduler.addr != client.scheduler.addr:
-            raise InvalidRequest(
-                f"task {name!r} got the Dask future {future.key!r} of another cluster.",
-                "Pass its result() instead, or make it with Executor.client.",
-            )
-        return future
 
     def _check_open(self, what: str) -> None:
         if self._is_closed:
             raise ExecutorClosed(what)
+
+    @property
+    def _journal(self) -> RunJournal | None:
+        return self._intake.journal
 
     @property
     def _client(self) -> Client | None:
@@ -483,10 +418,101 @@ class Executor(concurrent.futures.Executor):
         if wait:
             closing.join()
 
-    def _finish(self) -> None:
-        assert self._cluster is not None
-        self._cluster.bundler.wait_until_idle()
+    def detach(self, futures: Any = None, *, name: str = "latest") -> None:
+        """End this session, and leave all that is not done to the scheduler that stands.
+
+        Nothing starts anew: what runs goes on, and what waits is sent by a process beside the
+        scheduler. Loops over `map` end; other sessions get the futures with `take_back`, or with
+        `exadask.attach`.
+
+        Parameters
+        ----------
+        futures : Future, list, dict, ..., optional
+            Futures that are to be found again, in any arrangement of plain containers. None: the
+            list of those that are not done.
+        name : str
+            What they are called from now on.
+
+        Raises
+        ------
+        InvalidRequest
+            The scheduler ends with this process, there is no future in it, or the name is used.
+        NotSerializable
+            There is something else in it that cannot be sent to another process.
+        ClusterUnreachable
+            Nobody takes them. If the error says so, they have been written nevertheless.
+        """
+        with self._lock:
+            self._check_open("detach")
+            handover = self.handover("detach")
+            if futures is None:
+                opened = self._cluster.bundler.unfinished()  # type: ignore[union-attr]  # attached
+                futures = [one for one in opened if isinstance(one, Future)]
+            handover.keep(futures)
+            self._is_closed = True
+        try:
+            handover.leave(name)
+        finally:
+            self._is_closed = handover.is_giving  # otherwise nothing has changed
+            if self._is_closed:
+                self.let_go()
+
+    def take_back(self, name: str | None = None) -> Any:
+        """Take what an earlier session has left with `detach`, and go on with it.
+
+        Parameters
+        ----------
+        name : str, optional
+            What it was called. None: what was left last.
+
+        Returns
+        -------
+        Future, list, dict, ...
+            The futures, arranged as they were.
+
+        Raises
+        ------
+        InvalidRequest
+            There is nothing of that name.
+        ClusterUnreachable
+            Who has them does not answer.
+        """
+        with self._lock:
+            self._check_open("take back what was left")
+            return self.handover("take_back").take(name)
+
+    def handover(self, what: str) -> Handover:
+        """Give what passes calls to other processes; `exadask.deputy` calls this too.
+
+        Raises
+        ------
+        InvalidRequest
+            The scheduler ends with this process.
+        """
+        cluster = self._cluster
+        if cluster is None or cluster.standing is None:
+            raise InvalidRequest(
+                f"{what}() needs a scheduler that stays when this process ends.",
+                "Start one with: exadask up; then Executor(attach=...). Or resume the run later: "
+                "Executor(resume=...).",
+            )
+        return Handover(cluster.bundler, cluster.standing)
+
+    def let_go(self) -> None:
+        """End this session; what is not done has gone on elsewhere."""
+        assert self._cluster is not None, "only sessions have something to let go"
+        self._is_closed = True
+        lifetime.closed(self)
         if self._journal is not None:
+            self._journal.settle()
+        self._cluster.bundler.record = None
+        self._finish(is_idle=True)
+
+    def _finish(self, *, is_idle: bool = False) -> None:
+        assert self._cluster is not None
+        if not is_idle:
+            self._cluster.bundler.wait_until_idle()
+        if self._journal is not None and not is_idle:
             self._journal.settle()
         try:
             self._cluster.close()
@@ -530,31 +556,3 @@ class Executor(concurrent.futures.Executor):
         from exadask.monitor.html import executor_html
 
         return executor_html(self.nodes, is_closed=self._is_closed)
-
-
-def broadcast(value: T) -> Future[T]:
-    """Keep a value in the cluster of the active executor; see `Executor.broadcast`."""
-    return active_executor("broadcast").broadcast(value)
-
-
-def active_executor(name: str) -> Executor:
-    """Find the executor that was opened last and is still open; in a task, the task's own.
-
-    Raises
-    ------
-    NoActiveExecutor
-        There is none.
-    """
-    global _nested
-    child = sys.modules.get("exadask.runtime.child")
-    link = getattr(child, "link", None)
-    if link is not None:
-        if _nested is None:
-            from exadask.runtime.nested import NestedGateway
-
-            _nested = Executor._of_task(NestedGateway(link))
-        return _nested
-    last = lifetime.last_opened()
-    if last is None:
-        raise NoActiveExecutor(name)
-    return last

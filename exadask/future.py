@@ -224,6 +224,25 @@ class Future(concurrent.futures.Future[T], Generic[T]):
         with contextlib.suppress(concurrent.futures.InvalidStateError):  # it was cancelled
             self.set_exception(error)
 
+    def memory(self) -> tuple[str | None, Report | None, int]:
+        """Give what it has been told, for another process to `recall`."""
+        return self._node, self._report, self._n_attempts
+
+    def recall(self, memory: tuple[str | None, Report | None, int]) -> None:
+        """Take what it was told in another process."""
+        self._node, self._report, self._n_attempts = memory
+
+    def catch_up(self) -> None:
+        """Be as its call is, which has come to an end in another process."""
+        call = self._call
+        if call.error is not None:
+            self.failed(call, call.error)
+        elif call.has_value or call.remote is not None:
+            self.finished(call)
+        else:
+            super().cancel()
+            self.set_running_or_notify_cancel()
+
     def _invoke_callbacks(self) -> None:
         """Call back on a thread of their own: the gateway's must never wait for user code."""
         if self._done_callbacks:  # type: ignore[attr-defined]  # typeshed hides it

@@ -43,6 +43,10 @@ class Cluster(Protocol):
     def summary(self) -> Callable[[], FleetSummary] | None:
         """What says how its allocations are; None: it has none, or another process knows."""
 
+    @property
+    def standing(self) -> RunFolder | None:
+        """The run of its scheduler, if that stays when this process ends."""
+
     def journal_folder(self) -> RunFolder | None:
         """Give the folder where what happens is written; None: a new one."""
 

@@ -174,7 +174,7 @@ class Task(Generic[P, T]):
         NotSerializable
             An argument cannot be sent to another process.
         """
-        from exadask.executor import active_executor
+        from exadask.active import active_executor
 
         return active_executor(self.name).submit_task(self, args, kwargs)
 
@@ -193,7 +193,7 @@ class Task(Generic[P, T]):
         list of Future
             In the order of the elements.
         """
-        from exadask.executor import active_executor
+        from exadask.active import active_executor
 
         return active_executor(self.name).map_task(self, iterables, progress=progress)
 

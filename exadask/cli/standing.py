@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from exadask.cli.machine import Machine, machine_options
+from exadask.units import render_seconds
 
 if TYPE_CHECKING:
     from exadask.runtime.run_folder import RunFolder
@@ -58,6 +60,7 @@ def status(run: str | None, as_json: bool) -> int:
         summary = cluster.gateway.ask("exadask_summary")
         plan = cluster.gateway.ask("exadask_plan")
         nodes = cluster.shapes
+        left = cluster.gateway.ask("exadask_left")
     finally:
         cluster.close()
     if as_json:
@@ -65,6 +68,7 @@ def status(run: str | None, as_json: bool) -> int:
             **dataclasses.asdict(summary),
             "nodes": {name: str(shape) for name, shape in nodes.items()},
             "plan": [one.text for one in plan],
+            "left": [name for name, _ in left],
             "dashboard": cluster.dashboard,
         }
         click.echo(json.dumps(facts, indent=2, default=str))
@@ -74,6 +78,9 @@ def status(run: str | None, as_json: bool) -> int:
             click.echo(f"node {name}: {shape}")
         for step in plan:
             click.echo(f"next: {step.text}")
+        for name, since in left:
+            ago = render_seconds(max(0.0, time.time() - since))
+            click.echo(f"left by a session: {name}, {ago} ago")
         if cluster.dashboard:
             click.echo(f"dashboard: {cluster.dashboard}")
     return 0

@@ -165,6 +165,10 @@ class Estimates:
             found = self._known[function] = Estimate()
         return found
 
+    def learn(self, others: Estimates) -> None:
+        """Take what others know of functions that are new here."""
+        self._known = others._known | self._known
+
 
 class Lane(Generic[C]):
     """The calls that wait for one kind of share.
@@ -228,6 +232,13 @@ class Lane(Generic[C]):
             return None
         self.n_waiting += 1
         return self._take()
+
+    def joined(self, *, is_placed: bool) -> None:
+        """Note a bundle that was sent before, elsewhere."""
+        if is_placed:
+            self.n_running += 1
+        else:
+            self.n_waiting += 1
 
     def placed(self) -> None:
         """Note that a bundle that waited runs."""

@@ -25,7 +25,7 @@ from exadask.runtime.call import LEAST_WINDOW, Call, Observer, Record, Seat
 from exadask.runtime.gateway import DaskGateway, Submission
 from exadask.runtime.job import Report, Stream, TaskFailed
 from exadask.runtime.kind import Kind, data_kind
-from exadask.runtime.sent import BundleTask, SingleTask
+from exadask.runtime.sent import BundleTask, LeftTask, SingleTask
 
 _WINDOW_S = 0.002
 _CALLS_PER_SLOT = 1024
@@ -61,7 +61,7 @@ class Bundler:
         self._busy: dict[CallLane, None] = {}
         self._open: dict[Call, None] = {}
         self._incoming: deque[Sequence[Call]] = deque()
-        self._is_flush_due = self._is_pump_due = False
+        self._is_flush_due = self._is_pump_due = self._is_frozen = False
         self._last_flush_s = 0.0
         self._idle = threading.Event()
         self._backlog_timer: asyncio.TimerHandle | None = None
@@ -177,6 +177,45 @@ class Bundler:
         if self._incoming:
             self._flush()
 
+    def freeze(self) -> list[Call]:
+        """Send nothing more; gives the calls that are not done, as they were submitted."""
+        self._is_frozen = True
+        self.settle()
+        return [call for call in self._open if not isinstance(call.observer, _Nobody)]
+
+    def thaw(self) -> None:
+        """Send again what can be sent."""
+        self._is_frozen = False
+        self.pump_soon()
+
+    def take_over(self, calls: Sequence[Call], sent: Sequence[LeftTask]) -> list[Submission]:
+        """Go on with calls of another process; they have their observers.
+
+        Parameters
+        ----------
+        calls : sequence of Call
+            Those that are not done, in the order of their submission.
+        sent : sequence of LeftTask
+            Tasks in the cluster in which some of them are.
+
+        Returns
+        -------
+        list of Submission
+            Those tasks, which somebody must keep in the cluster.
+        """
+        self._open.update(dict.fromkeys(calls))
+        if self.record is not None:
+            for call in calls:
+                assert call.observer is not None, "it is not done"
+                self.record.submitted((call,), call.observer)
+        submissions = [one.taken_over(self, self._lane_of(one.work.kind)) for one in sent]
+        self.gateway.observe(submissions)
+        for call in calls:
+            if call.place is None:
+                self._enter(call)
+        self.pump_soon()
+        return submissions
+
     def close(self, reason: str) -> None:
         """Fail what is not done."""
         self.gateway.close(reason)
@@ -274,7 +313,7 @@ class Bundler:
 
     def pump_soon(self) -> None:
         """Look soon whether more can be sent."""
-        if not self._is_pump_due and self._busy:
+        if not self._is_pump_due and self._busy and not self._is_frozen:
             self._is_pump_due = True
             self.gateway.loop.call_soon(self._pump)
 
@@ -397,6 +436,8 @@ class Bundler:
     def _pump(self) -> None:
         """Send what the lanes let go."""
         self._is_pump_due = False
+        if self._is_frozen:
+            return
         batch: list[Submission] = []
         for lane in list(self._busy):
             while (calls := lane.next_bundle()) is not None:

@@ -46,6 +46,7 @@ class EmbeddedCluster:
     """
 
     summary = None  # there are no allocations
+    standing = None
 
     def __init__(self, shapes: Sequence[NodeShape], config: Config) -> None:
         allow_many_files()

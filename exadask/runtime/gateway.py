@@ -118,18 +118,20 @@ class DaskGateway:
         self._is_closed = False
         self.offers: Sequence[Offer] = ()
         self.on_slots: Callable[[Sequence[Sequence[int]]], None] = _ignore
+        self.on_lost: Callable[[], None] = _do_nothing
+        self._held: list[tuple[Callable[..., None], dict[str, Any]]] | None = None
         handlers = client._stream_handlers
-        handlers["exadask-placed"] = self._on_placed
-        handlers["exadask-report"] = self._on_report
-        handlers["exadask-progress"] = self._on_progress
-        handlers["exadask-dissolved"] = self._on_dissolved
+        handlers["exadask-placed"] = self._unless_held(self._on_placed)
+        handlers["exadask-report"] = self._unless_held(self._on_report)
+        handlers["exadask-progress"] = self._unless_held(self._on_progress)
+        handlers["exadask-dissolved"] = self._unless_held(self._on_dissolved)
         handlers["exadask-slots"] = self._on_slots
         for op, react in (
             ("key-in-memory", self._on_memory),
             ("task-erred", self._on_erred),
             ("cancelled-keys", self._on_cancelled),
         ):
-            handlers[op] = _followed_by(handlers[op], react)
+            handlers[op] = _followed_by(handlers[op], self._unless_held(react))
         client.scheduler_comm.interval = _SEND_INTERVAL_S
         self._address, self._reconnect = client.scheduler.addr, client._reconnect
         client._reconnect = self._on_connection_lost
@@ -159,6 +161,39 @@ class DaskGateway:
             return
         for one, future in zip(batch, futures, strict=True):
             one.future = future
+
+    def listen(self, op: str, react: Callable[..., None]) -> None:
+        """Let somebody take a kind of message from the scheduler."""
+        self.client._stream_handlers[op] = react
+
+    def hold(self) -> None:
+        """Take no news of tasks until `resume`: some are of tasks that are not known here yet."""
+        self._held = []
+
+    async def want(self, keys: Sequence[str]) -> dict[str, Future]:
+        """Keep results and tasks in the cluster that another client has wanted until now.
+
+        Returns
+        -------
+        dict of str to distributed.Future
+            Those that are there.
+        """
+        found = await self.call("exadask_want", client=self.client.id, keys=list(keys))
+        return {key: Future(key, self.client) for key in found}
+
+    def submissions(self) -> list[Submission]:
+        """Give the tasks that were sent and have not come to their end."""
+        return list(self._live.values())
+
+    def observe(self, sent: Iterable[Submission]) -> None:
+        """Tell observers what becomes of tasks that another client has sent."""
+        self._live.update((one.key, one) for one in sent)
+
+    def resume(self) -> None:
+        """Take the news that were held."""
+        held, self._held = self._held or [], None
+        for react, message in held:
+            react(**message)
 
     def cancel(self, key: str) -> None:
         """End a task, whether it waits or runs."""
@@ -249,9 +284,19 @@ class DaskGateway:
     async def _on_connection_lost(self) -> None:
         """Fail what is not done: Dask cancels its own futures now, and tells nobody."""
         self._lose_all(_BROKEN)
+        self.on_lost()
         await self._reconnect()
         if self.client.status != "running":  # what was submitted meanwhile went nowhere
             self._lose_all(_BROKEN)
+
+    def _unless_held(self, react: Callable[..., None]) -> Callable[..., None]:
+        def take(**message: Any) -> None:
+            if self._held is None:
+                react(**message)
+            else:
+                self._held.append((react, message))
+
+        return take
 
     def _lose_all(self, reason: str) -> None:
         for key, one in list(self._live.items()):
@@ -325,6 +370,10 @@ class DaskGateway:
 
 def _ignore(_: object) -> None:
     """Nobody wants to know."""
+
+
+def _do_nothing() -> None:
+    """Nobody minds."""
 
 
 def _followed_by(first: Callable[..., Any], then: Callable[..., None]) -> Callable[..., Any]:

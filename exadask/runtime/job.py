@@ -52,6 +52,10 @@ class Job(_Keyed):
     arguments: Parcel
     checkpoint: str | None = None
 
+    def emptied(self) -> Job:
+        """Give the same without its arguments, for who only wants to know what it is."""
+        return replace(self, arguments=Parcel(b""))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data(_Keyed):
@@ -60,6 +64,10 @@ class Data(_Keyed):
     key: str
     kind: Kind
     value: Parcel
+
+    def emptied(self) -> Data:
+        """Give the same without its value."""
+        return replace(self, value=Parcel(b""))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +105,10 @@ class Bundle(_Keyed):
     def kind(self) -> Kind:
         """What holds for all its calls."""
         return self.kinds[0]
+
+    def emptied(self) -> Bundle:
+        """Give the same without the arguments of its calls."""
+        return replace(self, calls=b"")
 
     def kind_at(self, index: int) -> Kind:
         """Give the kind of one call."""

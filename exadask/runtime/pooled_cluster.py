@@ -96,6 +96,8 @@ class PooledCluster(_Connected):
         The folder of the run that goes on. None: a new one.
     """
 
+    standing = None
+
     def __init__(self, pools: Sequence[Pool], config: Config, run: RunFolder | None = None) -> None:
         super().__init__()
         try:
@@ -148,6 +150,11 @@ class AttachedCluster(_Connected):
         except BaseException:
             self.close()
             raise
+
+    @property
+    def standing(self) -> RunFolder:
+        """The run of the scheduler."""
+        return self.run
 
     def journal_folder(self) -> RunFolder:
         """Give this session a folder of its own: each process writes its own journal."""

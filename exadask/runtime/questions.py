@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import pickle
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from distributed import Scheduler
+
+from exadask.core.ledger import TaskId
+from exadask.errors import ExadaskError
 
 if TYPE_CHECKING:
     from exadask.runtime.scheduler_plugin import HoldThenPlace
@@ -42,11 +47,18 @@ class Questions:
             names = sorted(self._name(one.key) for one in ts.waiting_on)
             return f"waiting for {len(names)} of its inputs: {', '.join(names[:5])}"
         if ts.state in ("no-worker", "processing"):
-            where = self._plugin.explain(key)
+            where = self._where(TaskId(key))
             record = self._plugin.record_of(key) if ts.state == "no-worker" else None
             why = self._plugin.why_no_node_for(record) if record is not None else None
             return where if why is None else f"{where}; {why}"
         return str({"memory": "finished", "erred": "failed"}.get(ts.state, ts.state))
+
+    def _where(self, key: TaskId) -> str:
+        """Say what a task that waits for a share, or has one, waits for, or where it runs."""
+        record = self._plugin.record_of(key)
+        if record is not None and self._plugin.relay.is_heir(key):
+            return f"next on node {record.node}, where a bundle is about to end"
+        return self._plugin.placement.explain(key, asyncio.get_running_loop().time())
 
     async def output(self, key: str, stream: str, index: int | None = None) -> bytes:
         """Fetch what a task has written from the node where it ran last."""
@@ -77,3 +89,16 @@ class Questions:
     def _name(self, key: str) -> str:
         record = self._plugin.record_of(key)
         return record.name if record else key
+
+
+def answered(question: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a client ask, see `DaskGateway.ask`: an error of exadask travels back as itself."""
+
+    async def answer(**arguments: Any) -> bytes:
+        try:
+            told = question(**arguments)
+            return pickle.dumps(await told if asyncio.iscoroutine(told) else told)
+        except ExadaskError as error:
+            return pickle.dumps(error)
+
+    return answer

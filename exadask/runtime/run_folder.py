@@ -10,6 +10,7 @@ exadask-runs/2026-01-31-120000-4711/     0700
   tls/                keys and certificate, 0600; gone when it has ended
   allocations/NAME/   job.sh, node.sh, agent.json, job.log, exit-code
   depot/              results that outgrew the scheduler's memory; gone when it has ended
+  left/               what sessions have left to a standing scheduler
 exadask-runs/latest                      a link to the last one
 ```
 """
@@ -126,6 +127,15 @@ class RunFolder:
     def depot(self) -> Path:
         """Where results go that outgrew the scheduler's memory."""
         return self.path / "depot"
+
+    @property
+    def left(self) -> Path:
+        """Where lies what sessions have left."""
+        return self.path / "left"
+
+    def left_as(self, name: str) -> Path:
+        """The file of what was left under a name."""
+        return self.left / f"{name}.pickle"
 
     @property
     def scheduler_log(self) -> Path:

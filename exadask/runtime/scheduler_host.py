@@ -10,9 +10,8 @@ import contextlib
 import getpass
 import importlib.util
 import os
-import pickle
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import dask
@@ -21,14 +20,16 @@ from distributed.security import Security
 
 import exadask
 from exadask.config import Config
-from exadask.errors import ExadaskError, InvalidRequest
+from exadask.errors import InvalidRequest
 from exadask.pool import Pool
 from exadask.resources import NodeShape
 from exadask.runtime.allocator import Allocator
 from exadask.runtime.certificates import create_certificates
 from exadask.runtime.dask_parts import NETWORK_SETTINGS, PortlessScheduler, allow_many_files
 from exadask.runtime.depot import Depot
+from exadask.runtime.deputies import Deputies
 from exadask.runtime.node_facts import address_of
+from exadask.runtime.questions import answered
 from exadask.runtime.run_folder import RunFolder
 from exadask.runtime.scheduler_plugin import HoldThenPlace
 
@@ -75,12 +76,13 @@ class SchedulerHost:
         self.allocator = Allocator(
             self._pools, self._config, self.run, self.scheduler, self.plugin, self.depot
         )
+        self.deputies = Deputies(self.scheduler, self.plugin, self.run)
         self.scheduler.handlers |= {
-            "exadask_terms": self._answer(self.terms),
-            "exadask_nodes": self._answer(self.shapes),
-            "exadask_plan": self._answer(self.allocator.plan),
-            "exadask_scale": self._answer(self.allocator.scale),
-            "exadask_summary": self._answer(self.allocator.summary),
+            "exadask_terms": answered(self.terms),
+            "exadask_nodes": answered(self.shapes),
+            "exadask_plan": answered(self.allocator.plan),
+            "exadask_scale": answered(self.allocator.scale),
+            "exadask_summary": answered(self.allocator.summary),
         }
         await self.allocator.start()
         self.run.publish(self._facts())
@@ -88,6 +90,8 @@ class SchedulerHost:
     async def close(self) -> None:
         """Give everything back; returns when the jobs are ended, or have been told to."""
         try:
+            if hasattr(self, "deputies"):
+                await self.deputies.close()
             if hasattr(self, "allocator"):
                 await self.allocator.close()
             if hasattr(self, "depot"):
@@ -141,18 +145,6 @@ class SchedulerHost:
             "version": exadask.__version__,
             "pools": [pool.name for pool in self._pools],
         }
-
-    @staticmethod
-    def _answer(question: Callable[..., Any]) -> Callable[..., Any]:
-        """Let a client ask: an error of exadask travels back as itself."""
-
-        async def answer(**arguments: Any) -> bytes:
-            try:
-                return pickle.dumps(question(**arguments))
-            except ExadaskError as error:
-                return pickle.dumps(error)
-
-        return answer
 
 
 def _check_pools(pools: Sequence[Pool]) -> None:

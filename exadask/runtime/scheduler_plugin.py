@@ -68,7 +68,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self._records: dict[str, TaskRecord] = {}
         self._draining: set[int] = set()
         self.backlog = Backlog(self.placement)
-        self._relay = Relay(self.placement, self, lambda: self._loop.time())
+        self.relay = Relay(self.placement, self, lambda: self._loop.time())
         self.roster = Roster()
         self.failures: list[tuple[Offer, AllocationFailed]] = []  # what closed pools offered
         self.on_waiting: Callable[[], None] = _do_nothing
@@ -89,7 +89,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             "exadask-cancel": self._on_cancel,
             "exadask-report": self._on_report,
             "exadask-progress": self._on_progress,
-            "exadask-nearing": self._relay.on_nearing,
+            "exadask-nearing": self.relay.on_nearing,
             "exadask-drop": self._on_drop,
             "exadask-backlog": self._on_backlog,
             "exadask-ended": self._on_ended,
@@ -257,7 +257,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     def _give_back(self, key: str, record: TaskRecord, finish: str) -> None:
         """Return a share; after a cancel only when the node says that the task really ended."""
-        self._relay.forget(TaskId(key))
+        self.relay.forget(TaskId(key))
         if record.charge is not None:
             self.placement.release(record.charge)
             record.charge = None
@@ -271,7 +271,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             return
         record.lost_on.clear()
         if record.has_ended or finish in ("memory", "erred", "waiting"):
-            self._relay.release(share.share_id)
+            self.relay.release(share.share_id)
             if record.warm_key is not None:
                 self.placement.note_warm(share.node, record.warm_key)
         else:
@@ -289,7 +289,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     def _on_ended(self, share: int, **_: object) -> None:
         if share in self._draining:
             self._draining.discard(share)
-            self._relay.release(ShareId(share))
+            self.relay.release(ShareId(share))
             self._dispatch_soon()
 
     def _on_report(
@@ -352,7 +352,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             comm.send(message)
 
     def _on_lend(self, share: int, **_: object) -> None:
-        self._relay.dismiss(ShareId(share))
+        self.relay.dismiss(ShareId(share))
         self.placement.lend(ShareId(share))
         self._dispatch_soon()
 
@@ -424,7 +424,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
                 self._draining.add(record.share.share_id)
         self._records.clear()
         self._held.clear()
-        self._relay.clear()
+        self.relay.clear()
 
     # -- dispatch ---------------------------------------------------------------------------
 
@@ -442,7 +442,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             if isinstance(command, Resume):
                 self._resume(command.share)
             elif isinstance(command, Yield):
-                self._relay.dismiss(command.share.share_id)
+                self.relay.dismiss(command.share.share_id)
                 message = {"op": "exadask-yield", "key": command.share.task}
                 self._tell_node(self.roster.address_of(command.share.node), message)
             else:
@@ -545,11 +545,11 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         is_bound = record.allowed is not None
         return self.why_no_node(Demand(request=record.request, pool=record.pool, is_bound=is_bound))
 
-    def explain(self, key: str) -> str:
-        """Say what a task that waits for a share, or has one, waits for, or where it runs."""
-        if self._relay.is_heir(TaskId(key)):
-            return f"next on node {self._records[key].node}, where a bundle is about to end"
-        return self.placement.explain(TaskId(key), self._loop.time())
+    def hand_over(self, giver: str, taker: str) -> None:
+        """Let the news of a client's tasks go to another from now on."""
+        for record in self._records.values():
+            if record.client == giver:
+                record.client = taker
 
     def record_of(self, key: str) -> TaskRecord | None:
         """Give what is known of a task."""

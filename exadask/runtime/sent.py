@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from distributed import Future as DaskFuture
@@ -35,6 +36,38 @@ _NOTABLE_S = 5e-3  # a call of a map that lasts so long is written down by itsel
 _UNSEEN_S = 0.1  # news from a slot are not older
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftTask:
+    """A task in the cluster, for another process to observe.
+
+    Parameters
+    ----------
+    work : Job, Bundle or Data
+        What it is, without what only the cluster needs.
+    calls : tuple of Call or None
+        The calls in it that are not done; None where one is.
+    is_placed : bool
+        Whether it runs.
+    seat : Seat
+        Where.
+    n_failed : int
+        Attempts that ended in an exception, of a call that travels alone.
+    """
+
+    work: Job | Bundle | Data
+    calls: tuple[Call | None, ...]
+    is_placed: bool
+    seat: Seat
+    n_failed: int = 0
+
+    def taken_over(self, bundler: Bundler, lane: CallLane) -> Submission:
+        """Observe it from now on."""
+        lane.joined(is_placed=self.is_placed)
+        if isinstance(self.work, Bundle):
+            return BundleTask.of_left(bundler, lane, self).submission
+        return SingleTask.of_left(bundler, lane, self).submission
+
+
 class SingleTask:
     """A call that is a task of its own."""
 
@@ -60,6 +93,33 @@ class SingleTask:
             observer=self,
             inputs=(*_functions([call.kind]), *map(_input, call.inputs)),
             retries=call.kind.retries - call.n_retried,
+        )
+
+    @classmethod
+    def of_left(cls, bundler: Bundler, lane: CallLane, left: LeftTask) -> SingleTask:
+        """Go on with one that another process has sent."""
+        self, call = cls.__new__(cls), left.calls[0]
+        assert call is not None, "nobody would observe it"
+        self._bundler, self._lane, self._call = bundler, lane, call
+        self._is_placed, self._is_over = left.is_placed, False
+        self._n_failed, self._seat = left.n_failed, left.seat
+        call.place = self
+        if left.is_placed and call.observer is not None:
+            call.observer.placed(call, left.seat.node)
+        self.submission = Submission(work=left.work, observer=self)
+        return self
+
+    def left(self) -> LeftTask | None:
+        """Describe it for another process; None if nobody observes it."""
+        call, work = self._call, self.submission.work
+        if call.observer is None or self._is_over:
+            return None
+        return LeftTask(
+            work=work.emptied(),
+            calls=(call,),
+            is_placed=self._is_placed,
+            seat=self._seat,
+            n_failed=self._n_failed,
         )
 
     def placed(self, seat: Seat) -> None:
@@ -159,6 +219,33 @@ class BundleTask:
         )
         inputs = (*_functions(kinds), *map(_input, shared))
         self.submission = Submission(work=bundle, observer=self, inputs=inputs)
+
+    @classmethod
+    def of_left(cls, bundler: Bundler, lane: CallLane, left: LeftTask) -> BundleTask:
+        """Go on with one that another process has sent."""
+        self = cls.__new__(cls)
+        self._bundler, self._lane, self.calls = bundler, lane, list(left.calls)
+        self._is_placed, self._is_over, self._seat = left.is_placed, False, left.seat
+        self.key = left.work.key
+        for index, call in enumerate(self.calls):
+            if call is not None:
+                call.place, call.index = self, index
+        self._n_left = sum(call is not None for call in self.calls)
+        self.submission = Submission(work=left.work, observer=self)
+        return self
+
+    def left(self) -> LeftTask | None:
+        """Describe it for another process; None if nobody observes it."""
+        work = self.submission.work
+        assert isinstance(work, Bundle)
+        if self._is_over or not self._n_left:
+            return None
+        return LeftTask(
+            work=work.emptied(),
+            calls=tuple(self.calls),
+            is_placed=self._is_placed,
+            seat=self._seat,
+        )
 
     def drop(self, call: Call) -> None:
         """Take a call out."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import exadask as xd
-from exadask.executor import active_executor
+from exadask.active import active_executor
 
 HERE = Path(sys.argv[1]) if __name__ == "__main__" else Path()
 

@@ -96,7 +96,7 @@ def test_other_errors_do_not_climb_and_retries_still_count(node: xd.Executor) ->
 
 def test_tasks_of_tasks_climb(node: xd.Executor) -> None:
     def parent() -> int:
-        from exadask.executor import active_executor
+        from exadask.active import active_executor
 
         ladder = active_executor("hold").options(memory=["60MiB", "400MiB"])
         return ladder.submit(hold, 200 * MIB).result()
@@ -107,7 +107,7 @@ def test_tasks_of_tasks_climb(node: xd.Executor) -> None:
 @pytest.mark.parametrize("bundle", [None, False])
 def test_nobody_climbs_for_another(node: xd.Executor, bundle: bool | None) -> None:
     def parent() -> int:
-        from exadask.executor import active_executor
+        from exadask.active import active_executor
 
         return active_executor("hold").options(memory="60MiB").submit(hold, 200 * MIB).result()
 

@@ -28,7 +28,7 @@ def node() -> Iterator[xd.Executor]:
         placement = cluster_of(executor).plugin.placement
         eventually(lambda: all(one.ledger.is_idle for one in placement.nodes.values()))
         placement.check()
-        assert not cluster_of(executor).plugin._relay._heirs
+        assert not cluster_of(executor).plugin.relay._heirs
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_tasks_that_wait_for_tasks_lend_their_share_to_no_heir(node: xd.Executor
         time.sleep(0.004)
         if place % 20:
             return place
-        from exadask.executor import active_executor
+        from exadask.active import active_executor
 
         return active_executor("ask").submit(rest, place).result()
 

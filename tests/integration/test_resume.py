@@ -253,7 +253,7 @@ CAMPAIGN = """
 import time
 from pathlib import Path
 import exadask as xd
-from exadask.executor import active_executor
+from exadask.active import active_executor
 
 @xd.task
 def work(place):

@@ -72,7 +72,7 @@ def test_its_state_is_shown(site: Path) -> None:
 
 def test_a_run_goes_to_the_standing_scheduler(site: Path) -> None:
     (site / "job.py").write_text(
-        "import exadask as xd\nfrom exadask.executor import active_executor\n"
+        "import exadask as xd\nfrom exadask.active import active_executor\n"
         "print(active_executor('x').submit(pow, 2, 10).result(60))\n"
     )
     with standing(site) as run:

@@ -174,7 +174,7 @@ def test_as_completed_wants_futures() -> None:
 def test_maps_and_as_completed_inside_a_task(executor: xd.Executor) -> None:
     def parent() -> tuple[int, int]:
         import exadask as xd
-        from exadask.executor import active_executor
+        from exadask.active import active_executor
 
         inner = active_executor("parent")
         total = sum(inner.map(abs, (n for n in range(300))))
@@ -186,7 +186,7 @@ def test_maps_and_as_completed_inside_a_task(executor: xd.Executor) -> None:
 
 def test_large_results_of_a_map_inside_a_task(executor: xd.Executor) -> None:
     def parent() -> int:
-        from exadask.executor import active_executor
+        from exadask.active import active_executor
 
         inner = active_executor("parent")
         return sum(len(text) for text in inner.map(lambda n: b"x" * n, [200_000, 300_000]))

@@ -36,11 +36,15 @@ _ALLOWED = {
     | _BASE,
     "submitter": {"executor", "future", "packing", "tasks"} | _BASE,
     "files": {"errors"},
-    "tasks": {"executor", "future", "runtime"} | _BASE,
-    "commands": {"executor", "future", "runtime", "tasks"} | _BASE,
-    "executor": {"future", "lifetime", "mapped", "opening", "packing", "submitter", "tasks"}
-    | {"journal", "monitor", "runtime", "core"}
+    "tasks": {"active", "future", "runtime"} | _BASE,
+    "commands": {"active", "future", "runtime", "tasks"} | _BASE,
+    "active": {"executor", "future", "lifetime", "runtime"} | _BASE,
+    "deputy": {"executor"},
+    "executor": {"future", "handover", "intake", "lifetime", "mapped", "opening", "packing"}
+    | {"submitter", "tasks", "journal", "monitor", "runtime", "core"}
     | _BASE,
+    "handover": {"future", "runtime", "core"} | _BASE,
+    "intake": {"future", "journal", "packing", "runtime", "core"} | _BASE,
     "opening": {"core", "sites", "runtime"} | _BASE,
     "packing": {"captures", "future", "tasks", "runtime"} | _BASE,
     "captures": {"tasks"} | _BASE,
@@ -57,7 +61,17 @@ _ALLOWED = {
     "toml_file": {"errors"},
     "units": {"errors"},
     "errors": set[str](),
-    "__init__": {"commands", "executor", "files", "future", "inside", "pool", "tasks", "waiting"}
+    "__init__": {
+        "active",
+        "commands",
+        "executor",
+        "files",
+        "future",
+        "inside",
+        "pool",
+        "tasks",
+        "waiting",
+    }
     | _BASE,
 }
 

@@ -17,6 +17,7 @@ _EXAMPLES: list[errors.ExadaskError] = [
     errors.ClusterUnreachable("tls://10.0.0.1:4711", "refused", "Is it running?"),
     errors.CommandFailed("xtb mol.xyz", 127, "/tmp/there", "not found"),
     errors.DependencyFailed("report", ("energy", "relax"), "ValueError: no such molecule"),
+    errors.Detached("relax", "/scratch/run", "mine"),
     errors.ExecutorClosed("submit a task"),
     errors.ImpossibleRequest("train", "9 GPUs", "4 cores, 1 GPU"),
     errors.ImpossibleRequest("train", "1 core, 3h", "2h", "time"),
