@@ -91,7 +91,7 @@ class Executor(concurrent.futures.Executor):
         lifetime.send_main_by_value()
         config = split_settings(settings)[0]
         resumed = None if resume is None else resume_run(resume, config)
-        run = None if resumed is None else resumed.folder
+        run = None if resumed is None else resumed.earlier
         with contextlib.ExitStack() as undo:
             if resumed is not None:
                 undo.callback(resumed.lock.release)
@@ -101,7 +101,7 @@ class Executor(concurrent.futures.Executor):
             self._cluster: Cluster | None = cluster
             undo.callback(cluster.close)
             self._adopt(cluster.bundler, config.segment_bytes, Path(config.run_folder))
-            folder = run or cluster.journal_folder()
+            folder = run.folder if run is not None else cluster.journal_folder()
             self._intake.journal = open_journal(folder, config, cluster, resumed)
             undo.pop_all()
         lifetime.opened(self)

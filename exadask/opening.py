@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from exadask.core.fleet_report import FleetSummary
     from exadask.runtime.bundling import Bundler
     from exadask.runtime.gateway import DaskGateway
-    from exadask.runtime.run_folder import RunFolder
+    from exadask.runtime.run_folder import EarlierRun, RunFolder
 
 
 _ARGUMENTS = ("nodes", "site", "pools", "attach", "resume")
@@ -60,10 +60,10 @@ def open_cluster(
     site: str | None = None,
     pools: Sequence[Any] | None = None,
     attach: str | Path | None = None,
-    run: RunFolder | None = None,
+    run: EarlierRun | None = None,
     settings: Mapping[str, Any],
 ) -> Cluster:
-    """Open what `Executor` was asked for; the parameters are its own.
+    """Open what `Executor` was asked for; the parameters are its own, and a run that goes on.
 
     Raises
     ------

@@ -16,11 +16,8 @@ class Budget:
     ----------
     limit : float, optional
         What all allocations together may cost [node-seconds]. None: any amount.
-
-    Attributes
-    ----------
     spent : float
-        What allocations that have ended did cost [node-seconds].
+        What allocations that have ended did cost, also those of before [node-seconds].
 
     Examples
     --------
@@ -33,9 +30,9 @@ class Budget:
     6600.0
     """
 
-    def __init__(self, limit: float | None = None) -> None:
+    def __init__(self, limit: float | None = None, spent: float = 0.0) -> None:
         self.limit = math.inf if limit is None else limit
-        self.spent = 0.0
+        self.spent = spent
         self._booked: dict[str, float] = {}
 
     @property
@@ -80,4 +77,5 @@ class Budget:
     def check(self, allocations: dict[str, float]) -> None:
         """Assert that exactly these costs are booked; for tests."""
         assert self._booked == allocations, "the budget and the allocations disagree"
-        assert self.spent + self.booked <= self.limit * (1 + 1e-12), "the budget is exceeded"
+        most = max(self.limit, self.spent) * (1 + 1e-12)  # a resumed run may begin with less
+        assert self.spent + self.booked <= most, "the budget is exceeded"

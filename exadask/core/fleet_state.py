@@ -32,11 +32,8 @@ class FleetState:
         Since when no task has needed an allocation that has not begun [s].
     """
 
-    def __init__(
-        self, pools: Sequence[Pool], budget_node_s: float | None, limits: FleetLimits
-    ) -> None:
-        self.limits = limits
-        self.budget = Budget(budget_node_s)
+    def __init__(self, pools: Sequence[Pool], budget: Budget, limits: FleetLimits) -> None:
+        self.limits, self.budget = limits, budget
         self.books = {pool.name: PoolBook(pool, limits) for pool in pools}
         self.allocations: dict[str, Allocation] = {}
         self.waiting_since: dict[tuple[object, ...], float] = {}

@@ -31,6 +31,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 from exadask.core.allocations import Allocation, AllocationState
+from exadask.core.budget import Budget
 from exadask.core.decision import Decision
 from exadask.core.events import (
     Cancel,
@@ -80,6 +81,8 @@ class Fleet:
         How patient it is.
     n_earlier : mapping of str to int, optional
         For each pool, how many names of allocations have been used before.
+    spent_node_s : float
+        What those did cost [node-seconds].
 
     Notes
     -----
@@ -107,9 +110,11 @@ class Fleet:
         budget_node_s: float | None = None,
         limits: FleetLimits | None = None,
         n_earlier: Mapping[str, int] | None = None,
+        spent_node_s: float = 0.0,
     ) -> None:
         self.mode: Mode = mode
-        self._state = FleetState(pools, budget_node_s, limits or FleetLimits())
+        budget = Budget(budget_node_s, spent_node_s)
+        self._state = FleetState(pools, budget, limits or FleetLimits())
         for name, count in (n_earlier or {}).items():
             self._state.books[name].n_asked = count
 

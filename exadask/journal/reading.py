@@ -45,6 +45,8 @@ class Used(NamedTuple):
         How it ended.
     wall_s, cpu_s, peak_bytes
         See `AttemptRow`.
+    nbytes : int
+        Size of the arguments [bytes]; 0 if they are tiny.
     """
 
     n_tasks: int
@@ -53,6 +55,7 @@ class Used(NamedTuple):
     wall_s: float | None
     cpu_s: float | None
     peak_bytes: int | None
+    nbytes: int = 0
 
 
 class Failed(NamedTuple):
@@ -118,6 +121,22 @@ class RunRecord:
         """Give what else happened, oldest first."""
         return [EventRow(*row) for row in self._all("SELECT * FROM events ORDER BY id")]
 
+    def spent(self, until: float) -> float:
+        """Say what the allocations did cost [node-seconds].
+
+        Parameters
+        ----------
+        until : float
+            When those ended whose end nobody has written down [s since the epoch].
+        """
+        spent = 0.0
+        for one in self.allocations():
+            if one.node_seconds is not None:
+                spent += one.node_seconds
+            elif one.began is not None:
+                spent += one.nodes * max(0.0, until - one.began)
+        return spent
+
     def counts(self) -> dict[str, int]:
         """Count the tasks by their states."""
         query = "SELECT state, sum(n_tasks) FROM tasks GROUP BY state HAVING sum(n_tasks) > 0"
@@ -177,11 +196,11 @@ class RunRecord:
     def used(self, function: int) -> list[Used]:
         """Give what the attempts of a function used, as far as it was measured."""
         query = (
-            "SELECT t.n_tasks, a.outcome, a.error, a.wall_s, a.cpu_s, a.peak_bytes "
-            "FROM attempts a JOIN tasks t ON t.id = a.task "
+            "SELECT t.n_tasks, a.outcome, a.error, a.wall_s, a.cpu_s, a.peak_bytes, "
+            "coalesce(t.nbytes, 0) FROM attempts a JOIN tasks t ON t.id = a.task "
             "WHERE t.function = ?1 AND a.wall_s IS NOT NULL UNION ALL "
-            "SELECT n_tasks, state, NULL, wall_s, cpu_s, peak_bytes FROM tasks "
-            "WHERE function = ?1 AND wall_s IS NOT NULL"
+            "SELECT n_tasks, state, NULL, wall_s, cpu_s, peak_bytes, coalesce(nbytes, 0) "
+            "FROM tasks WHERE function = ?1 AND wall_s IS NOT NULL"
         )
         return [Used(*row) for row in self._all(query, function)]
 

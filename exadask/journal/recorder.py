@@ -177,7 +177,9 @@ class Recorder:
             None,
             "waiting",
         )
-        return row if inputs is None else row._replace(inputs=inputs)
+        if inputs is None and not call.nbytes:
+            return row
+        return row._replace(inputs=inputs, nbytes=call.nbytes or None)
 
     def _done(
         self, now: float, call: Call, report: Report, seat: Seat, observer: Observer
@@ -220,6 +222,7 @@ class Recorder:
             wall_s,
             cpu_s,
             peak_bytes,
+            call.nbytes or None,
         )
         yield from self._kept(call, row.id)
 

@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS functions (
 CREATE TABLE IF NOT EXISTS tasks (
     id INTEGER PRIMARY KEY, key TEXT, function INTEGER, session INTEGER, n_tasks INTEGER,
     submitted REAL, placed REAL, ended REAL, state TEXT, digest BLOB, inputs TEXT,
-    node TEXT, cores TEXT, gpus TEXT, wall_s REAL, cpu_s REAL, peak_bytes INTEGER
+    node TEXT, cores TEXT, gpus TEXT, wall_s REAL, cpu_s REAL, peak_bytes INTEGER, nbytes INTEGER
 );
 CREATE INDEX IF NOT EXISTS tasks_by_state ON tasks (state) WHERE state IN
     ('waiting', 'running', 'failed');
@@ -134,6 +134,8 @@ class TaskRow(NamedTuple):
         Where its only attempt was; None if there is more to say: then there are `AttemptRow`.
     wall_s, cpu_s, peak_bytes : optional
         What that attempt used; of several tasks, the sums and the largest memory.
+    nbytes : int, optional
+        Size of its arguments [bytes]. None: they are tiny.
     """
 
     id: int
@@ -153,6 +155,7 @@ class TaskRow(NamedTuple):
     wall_s: float | None = None
     cpu_s: float | None = None
     peak_bytes: int | None = None
+    nbytes: int | None = None
 
 
 class AttemptRow(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import logging
 import os
@@ -23,14 +24,14 @@ from exadask.errors import InvalidRequest, RunFolderError
 from exadask.journal.fleet import FleetHistory
 from exadask.journal.journal import Journal
 from exadask.journal.lock import RunLock
-from exadask.journal.reading import JOURNAL, Lookup
+from exadask.journal.reading import JOURNAL, Lookup, RunRecord
 from exadask.journal.recorder import Recorder
 from exadask.journal.remembered import Remembered
 from exadask.journal.rows import Row, SessionRow
 from exadask.opening import Cluster, find_run
 from exadask.runtime.bundling import Bundler
 from exadask.runtime.call import Call
-from exadask.runtime.run_folder import RunFolder
+from exadask.runtime.run_folder import EarlierRun, RunFolder
 from exadask.runtime.stored import StoredResults
 
 if TYPE_CHECKING:
@@ -44,9 +45,17 @@ _LOOK_S, _ANSWER_S = 1.0, 1.0
 
 
 class ResumedRun(NamedTuple):
-    """A run that goes on; nobody else may drive it meanwhile."""
+    """A run that goes on; nobody else may drive it meanwhile.
 
-    folder: RunFolder
+    Parameters
+    ----------
+    earlier : EarlierRun
+        Its folder, and what it has spent.
+    lock : RunLock
+        Keeps others away.
+    """
+
+    earlier: EarlierRun
     lock: RunLock
 
 
@@ -69,7 +78,14 @@ def resume_run(given: str | Path, config: Config) -> ResumedRun:
     lock = RunLock(folder.path / LOCK)
     lock.acquire()
     folder.close()
-    return ResumedRun(folder, lock)
+    return ResumedRun(EarlierRun(folder, _spent(folder.path)), lock)
+
+
+def _spent(folder: Path) -> float:
+    """Read what a run did cost; allocations of a killed driver ended soon after it."""
+    with contextlib.suppress(RunFolderError, OSError), RunRecord.opened(folder) as record:
+        return record.spent(until=(folder / JOURNAL).stat().st_mtime)
+    return 0.0  # it has no journal that could be read, and the user is told elsewhere
 
 
 class RunJournal:

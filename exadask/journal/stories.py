@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from exadask.journal.reading import Failed, RunRecord, Used, request_of
 from exadask.journal.rows import AttemptRow, FunctionRow, TaskRow
@@ -110,6 +110,27 @@ def failure_groups(record: RunRecord) -> list[FailureGroup]:
     return sorted(groups, key=lambda one: -one.n_tasks)
 
 
+class OfSize(NamedTuple):
+    """What tasks used whose arguments are about as large.
+
+    Parameters
+    ----------
+    nbytes : int
+        The largest arguments among them [bytes].
+    n_tasks : int
+        How many they are [tasks].
+    peak_bytes : int
+        Under this were 99 % of them [bytes].
+    wall_s : float
+        So long lasted 99 % of them at most [s].
+    """
+
+    nbytes: int
+    n_tasks: int
+    peak_bytes: int
+    wall_s: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
     """What tasks of a function asked for and used, and what they should ask for.
@@ -130,6 +151,8 @@ class Advice:
         So many cores they kept busy, on average [cores].
     memory_bytes, time_s, cores
         What to ask for; None where it is right as it is, or not known.
+    by_size : tuple of OfSize
+        The same by the size of the arguments, where that makes a difference.
     """
 
     name: str
@@ -141,6 +164,7 @@ class Advice:
     memory_bytes: int | None
     time_s: float | None
     cores: int | None
+    by_size: tuple[OfSize, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.n_tasks} tasks asked for {self.asked}"]
@@ -148,6 +172,14 @@ class Advice:
             f"  99 % used under {render_bytes(self.peak_bytes)} and {render_seconds(self.wall_s)}; "
             f"on average {self.busy_cores:.2g} cores were busy"
         )
+        for one in self.by_size:
+            size = (
+                f"arguments of up to {render_bytes(one.nbytes)}" if one.nbytes else "tiny arguments"
+            )
+            lines.append(
+                f"  with {size} ({one.n_tasks} tasks): under {render_bytes(one.peak_bytes)} and "
+                f"{render_seconds(one.wall_s)}"
+            )
         proposals = []
         if self.cores is not None:
             proposals.append(f"cores={self.cores}")
@@ -251,9 +283,7 @@ def _group(error: str, name: str, members: Sequence[Failed]) -> FailureGroup:
 
 def _advice(function: FunctionRow, used: Sequence[Used]) -> Advice:
     asked = request_of(function)
-    # A row of several calls has their times together, and the largest memory of them.
-    peaks = peaks_of(used)
-    walls = [((one.wall_s or 0.0) / one.n_tasks, one.n_tasks) for one in used]
+    peaks, walls = peaks_of(used), _walls_of(used)
     total_s = sum(one.wall_s or 0.0 for one in used)
     busy = sum(one.cpu_s or 0.0 for one in used) / total_s if total_s else 0.0
     n_tasks = sum(count for _, count in walls)
@@ -275,7 +305,31 @@ def _advice(function: FunctionRow, used: Sequence[Used]) -> Advice:
         if is_known and asked.time_s is not None and _is_far(asked.time_s, wanted_s)
         else None,
         cores=cores if is_known and total_s > 1 and cores < asked.cores else None,
+        by_size=tuple(_by_size(used)),
     )
+
+
+def _by_size(used: Sequence[Used]) -> list[OfSize]:
+    """Tell tasks apart by their arguments, where that makes a difference."""
+    classes: dict[int, list[Used]] = {}
+    for one in used:
+        classes.setdefault((one.nbytes.bit_length() + 1) // 2, []).append(one)  # a factor of 4
+    found = []
+    for _, members in sorted(classes.items()):
+        n_tasks = sum(one.n_tasks for one in members)
+        if n_tasks >= _FEW:
+            peak = int(percentile(peaks_of(members), 0.99))
+            wall_s = percentile(_walls_of(members), 0.99)
+            found.append(OfSize(max(one.nbytes for one in members), n_tasks, peak, wall_s))
+    peaks = [one.peak_bytes for one in found]
+    walls = [one.wall_s for one in found]
+    is_telling = len(found) > 1 and any(max(each) > 2 * min(each) for each in (peaks, walls))
+    return found if is_telling else []
+
+
+def _walls_of(used: Sequence[Used]) -> list[tuple[float, int]]:
+    """Give how long tasks lasted [s]; a row of several has their times together."""
+    return [((one.wall_s or 0.0) / one.n_tasks, one.n_tasks) for one in used]
 
 
 def _is_far(asked: float, wanted: float) -> bool:

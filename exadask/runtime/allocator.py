@@ -95,8 +95,10 @@ class Allocator:
         scheduler: Scheduler,
         plugin: HoldThenPlace,
         depot: Depot,
+        spent_node_s: float = 0.0,
     ) -> None:
         self._config, self._run, self._scheduler = config, run, scheduler
+        self._spent_node_s = spent_node_s
         self._plugin, self._depot = plugin, depot
         self._pools = {pool.name: pool for pool in pools}
         self._backends: dict[str, Backend] = {}
@@ -126,6 +128,7 @@ class Allocator:
             budget_node_s=self._config.budget,
             limits=FleetLimits(grow_after_s=self._config.grow_after_s, lead_s=self._config.lead_s),
             n_earlier={name: self._run.n_allocations(name) for name in self._pools},
+            spent_node_s=self._spent_node_s,
         )
         self._reaper = Reaper(self._run)
         self._plugin.roster.observer = self

@@ -21,7 +21,7 @@ from exadask.runtime.bundling import Bundler
 from exadask.runtime.certificates import load_certificates
 from exadask.runtime.dask_parts import quiet_logs
 from exadask.runtime.gateway import DaskGateway
-from exadask.runtime.run_folder import RunFolder
+from exadask.runtime.run_folder import EarlierRun, RunFolder
 from exadask.runtime.scheduler_host import SchedulerHost
 
 logger = logging.getLogger(__name__)
@@ -92,17 +92,20 @@ class PooledCluster(_Connected):
         What it may ask for.
     config : Config
         Limits and intervals.
-    run : RunFolder, optional
-        The folder of the run that goes on. None: a new one.
+    run : EarlierRun, optional
+        The run that goes on. None: a new one.
     """
 
     standing = None
 
-    def __init__(self, pools: Sequence[Pool], config: Config, run: RunFolder | None = None) -> None:
+    def __init__(
+        self, pools: Sequence[Pool], config: Config, run: EarlierRun | None = None
+    ) -> None:
         super().__init__()
         try:
-            self.run = run or RunFolder.create(Path(config.run_folder))
-            self.host = SchedulerHost(pools, config, self.run)
+            earlier = run or EarlierRun(RunFolder.create(Path(config.run_folder)), 0.0)
+            self.run = earlier.folder
+            self.host = SchedulerHost(pools, config, *earlier)
             self._runner.run_sync(self.host.start)
             assert self.host.scheduler is not None
             self._connect(self.host.scheduler.address, self.host.security)

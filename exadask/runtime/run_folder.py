@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from exadask.errors import RunFolderError
 
@@ -197,6 +197,21 @@ class RunFolder:
             (self.path / _CLUSTER).unlink()
         for folder in (self.tls, self.depot):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+class EarlierRun(NamedTuple):
+    """A run that goes on.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Its folder.
+    spent_node_s : float
+        What its allocations did cost, as far as that is written down [node-seconds].
+    """
+
+    folder: RunFolder
+    spent_node_s: float
 
 
 def _new_folder(parent: Path, name: str) -> Path:

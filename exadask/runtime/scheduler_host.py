@@ -47,11 +47,16 @@ class SchedulerHost:
         Limits and intervals.
     run : RunFolder
         Where its files are.
+    spent_node_s : float
+        What earlier allocations of a resumed run did cost [node-seconds].
     """
 
-    def __init__(self, pools: Sequence[Pool], config: Config, run: RunFolder) -> None:
+    def __init__(
+        self, pools: Sequence[Pool], config: Config, run: RunFolder, spent_node_s: float = 0.0
+    ) -> None:
         _check_pools(pools)
         self._pools, self._config, self.run = pools, config, run
+        self._spent_node_s = spent_node_s
         self._cleanup = contextlib.ExitStack()
         self.scheduler: Scheduler | None = None
 
@@ -74,7 +79,13 @@ class SchedulerHost:
         await self.plugin.start(self.scheduler)
         self.depot = Depot(self.scheduler, self.run.depot, self._config.depot_bytes)
         self.allocator = Allocator(
-            self._pools, self._config, self.run, self.scheduler, self.plugin, self.depot
+            self._pools,
+            self._config,
+            self.run,
+            self.scheduler,
+            self.plugin,
+            self.depot,
+            self._spent_node_s,
         )
         self.deputies = Deputies(self.scheduler, self.plugin, self.run)
         self.scheduler.handlers |= {

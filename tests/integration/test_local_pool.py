@@ -25,7 +25,8 @@ import psutil
 import pytest
 
 import exadask as xd
-from exadask.errors import ExecutorClosed, ImpossibleRequest, InvalidRequest
+from exadask.errors import ExecutorClosed, ImpossibleRequest, InvalidRequest, NoNodeLeft
+from exadask.journal.reading import RunRecord
 from exadask.testing.waiting import eventually
 
 # Children shall not import this module: pytest's memory would count as the task's.
@@ -688,3 +689,22 @@ def test_a_thread_may_open_an_executor_and_ctrl_c_stays_what_it_was(site: Site) 
         check=False,
     )
     assert (ended.stdout.splitlines(), ended.stderr) == (["1024", "True True", "True"], "")
+
+
+# -- a run that goes on -------------------------------------------------------------------------
+
+
+def test_a_resumed_run_has_spent_what_it_spent_before(site: Site) -> None:
+    with site.open(budget="1 node-hours", keep_results=True) as executor:
+        executor.submit(time.sleep, 1.5).result(LONG_S)
+        run = executor.run_folder
+    assert run is not None
+    with RunRecord.opened(run) as record:
+        (known,) = record.allocations()
+    assert known.node_seconds is not None
+    assert known.node_seconds >= 1.5
+    with site.open(budget="1 node-hours", resume=run) as executor:
+        assert executor.status().spent_node_s == pytest.approx(known.node_seconds)
+    too_much = f"{known.node_seconds / 3600} node-hours"
+    with site.open(budget=too_much, resume=run) as executor, pytest.raises(NoNodeLeft):
+        executor.submit(abs, -1).result(LONG_S)

@@ -134,6 +134,28 @@ def test_advice_says_what_was_used(tmp_path: Path) -> None:
     assert "ask for: cores=1, memory=" in told(run, "advise")
 
 
+def test_advice_tells_large_arguments_from_small_ones(tmp_path: Path) -> None:
+    @xd.task(memory="1GiB")
+    def unpack(data: bytes) -> int:
+        copies = [bytearray(data) for _ in range(20)]
+        time.sleep(0.2)
+        return len(copies)
+
+    nodes = [xd.NodeShape.declare(cores=4, memory="8GiB")]
+    with xd.Executor(nodes=nodes, run_folder=tmp_path) as ex:
+        for size in (2000, 5_000_000):
+            assert [one.result() for one in unpack.map([bytes(size)] * 5)] == [20] * 5
+        run = ex.run_folder
+    assert run is not None
+    (found,) = json.loads(told(run, "advise", "--json"))
+    (small, few, used, _), (large, many, more, _) = found["by_size"]
+    assert (few, many) == (5, 5)
+    assert 2000 <= small < 3000
+    assert 5_000_000 <= large < 5_001_000
+    assert used < 100 * MIB < more
+    assert "with arguments of up to 4.768 MiB (5 tasks): under" in told(run, "advise")
+
+
 def test_advice_counts_all_sessions_of_a_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {"nodes": [xd.NodeShape.declare(cores=1)], "run_folder": tmp_path}
     with xd.Executor(keep_results=True, **options) as ex:

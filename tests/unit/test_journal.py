@@ -23,6 +23,7 @@ from exadask.journal.journal import Journal
 from exadask.journal.lock import RunLock
 from exadask.journal.reading import Lookup, RunRecord
 from exadask.journal.rows import (
+    AllocationRow,
     AttemptRow,
     EventRow,
     FunctionRow,
@@ -44,6 +45,10 @@ def attempt(number: int, error: str | None = None) -> AttemptRow:
     outcome = "done" if error is None else "failed"
     where = ("node-0", "0", "")
     return AttemptRow(number, 1, *where, 2.0, 3.0, outcome, error, error, None, 1.0, 0.5, 100)
+
+
+def allocation(name: str, began: float | None, cost: float | None) -> AllocationRow:
+    return AllocationRow(name, "cpu", "4711", "live", 4, 1.0, began, None, cost, "")
 
 
 def result(number: int) -> ResultRow:
@@ -424,3 +429,13 @@ def test_what_is_put_after_the_end_is_not_said_to_be_written(tmp_path: Path) -> 
         pass
     journal.put(task(1))
     assert not journal.flush(1)
+
+
+def test_what_a_run_spent_includes_allocations_whose_end_nobody_saw(tmp_path: Path) -> None:
+    with written(tmp_path) as journal:
+        journal.put(allocation("cpu-0", 10.0, 200.0))
+        journal.put(allocation("cpu-1", 20.0, None))
+        journal.put(allocation("cpu-2", None, None))
+    with RunRecord.opened(tmp_path) as record:
+        assert record.spent(until=50.0) == 200.0 + 4 * 30.0
+        assert record.spent(until=5.0) == 200.0
