@@ -123,6 +123,8 @@ def _explain_run(folder: RunFolder, record: RunRecord, *, is_json: bool) -> int:
         click.echo(f"allocation {one.name}: {one.state}, {one.nodes} nodes{cost} {one.reason}")
     for event in record.events():
         click.echo(f"{event.kind}: {event.text}")
+    for path in folder.sessions():
+        click.echo(f"a session has a journal of its own: exadask explain {path}")
     return 0
 
 

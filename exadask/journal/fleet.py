@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import concurrent.futures
+import logging
+import time
+from collections.abc import Callable, Iterator
 
 from exadask.core.fleet_report import AllocationSummary, FleetSummary
+from exadask.errors import RunFolderError
+from exadask.journal.journal import Journal
+from exadask.journal.lock import LOCK, RunLock
+from exadask.journal.reading import JOURNAL
 from exadask.journal.rows import AllocationRow
+from exadask.runtime.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S, _ANSWER_S = 1.0, 1.0
 
 
 class FleetHistory:
@@ -54,3 +67,106 @@ class FleetHistory:
             cost,
             one.reason,
         )
+
+
+class FleetWatch:
+    """Looks at the allocations now and then, from the journal's thread.
+
+    Parameters
+    ----------
+    summary : callable
+        Says how they are; on the loop, or when that has ended.
+    loop : asyncio.AbstractEventLoop
+        Owns them.
+    """
+
+    def __init__(
+        self, summary: Callable[[], FleetSummary], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._summary, self._loop = summary, loop
+        self._history = FleetHistory()
+        self._next_look_s = 0.0
+        self._is_open = True
+
+    def rows(self) -> Iterator[AllocationRow]:
+        """Give what has changed, if it is time for a look."""
+        if not self._is_open or time.monotonic() < self._next_look_s:
+            return
+        self._next_look_s = time.monotonic() + _LOOK_S
+
+        async def ask() -> FleetSummary:
+            return self._summary()
+
+        try:
+            asked = asyncio.run_coroutine_threadsafe(ask(), self._loop)
+            yield from self._history.rows(asked.result(_ANSWER_S), time.time())
+        except (RuntimeError, TimeoutError, concurrent.futures.TimeoutError):
+            return  # it is busy, or closes
+
+    def stop(self) -> None:
+        """Look no more: the loop ends soon."""
+        self._is_open = False
+
+    def last_rows(self) -> Iterator[AllocationRow]:
+        """Give what has changed, when all is closed."""
+        yield from self._history.rows(self._summary(), time.time())
+
+
+class FleetJournal:
+    """The journal of a scheduler that stands: its allocations; each session has one for its tasks.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Where it is written.
+    summary : callable
+        Says how the allocations are.
+    loop : asyncio.AbstractEventLoop
+        Owns them.
+
+    Raises
+    ------
+    RunFolderError
+        It cannot be written, or another process writes there.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        summary: Callable[[], FleetSummary],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._lock = RunLock(run.path / LOCK)
+        self._lock.acquire()
+        try:
+            self._journal = Journal(run.path / JOURNAL)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._watch = FleetWatch(summary, loop)
+        self._journal.on_drain = self._watch.rows
+
+    @classmethod
+    def opened(
+        cls,
+        run: RunFolder,
+        summary: Callable[[], FleetSummary],
+        loop: asyncio.AbstractEventLoop,
+    ) -> FleetJournal | None:
+        """Open it; None where it cannot be written: that is no reason not to stand."""
+        try:
+            return cls(run, summary, loop)
+        except RunFolderError as error:
+            logger.warning("nothing is written about the allocations: %s", error)
+            return None
+
+    def stop(self) -> None:
+        """Look no more: the loop ends soon."""
+        self._watch.stop()
+
+    def close(self) -> None:
+        """Write how it ended."""
+        for row in self._watch.last_rows():
+            self._journal.put(row)
+        self._journal.close()
+        self._lock.release()

@@ -14,6 +14,7 @@ import psutil
 
 from exadask.errors import RunFolderError
 
+LOCK = "journal.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 

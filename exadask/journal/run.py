@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import json
 import logging
@@ -21,9 +20,9 @@ import exadask
 from exadask.config import Config
 from exadask.core.fleet_report import FleetSummary
 from exadask.errors import InvalidRequest, RunFolderError
-from exadask.journal.fleet import FleetHistory
+from exadask.journal.fleet import FleetWatch
 from exadask.journal.journal import Journal
-from exadask.journal.lock import RunLock
+from exadask.journal.lock import LOCK, RunLock
 from exadask.journal.reading import JOURNAL, Lookup, RunRecord
 from exadask.journal.recorder import Recorder
 from exadask.journal.remembered import Remembered
@@ -39,9 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOCK = "journal.lock"
 _SAVE_TIMEOUT_S = 60.0
-_LOOK_S, _ANSWER_S = 1.0, 1.0
 
 
 class ResumedRun(NamedTuple):
@@ -120,8 +117,7 @@ class RunJournal:
         summary: Callable[[], FleetSummary] | None = None,
     ) -> None:
         self.folder, self._bundler = folder, bundler
-        self._fleet = FleetHistory()
-        self._summary = summary
+        self._fleet = FleetWatch(summary, bundler.gateway.loop) if summary is not None else None
         if resumed is None:
             self._lock = RunLock(folder.path / LOCK)
             self._lock.acquire()
@@ -154,7 +150,6 @@ class RunJournal:
         )
         self._n_saving = 0
         self._finished: list[str] = []
-        self._loop_is_open, self._next_look_s = True, 0.0
         self._saved = threading.Condition()
         self._journal.put(self._session)
         self._journal.on_drain = self._rows
@@ -177,14 +172,14 @@ class RunJournal:
         self._journal.flush(timeout_s=_SAVE_TIMEOUT_S)
         with self._saved:
             self._saved.wait_for(lambda: self._n_saving == 0, timeout=_SAVE_TIMEOUT_S)
-        self._loop_is_open = False
+        if self._fleet is not None:
+            self._fleet.stop()
 
     def close(self) -> None:
         """End the journal; nothing is written afterwards."""
         self._bundler.record = None
-        if self._summary is not None:
-            for row in self._fleet.rows(self._summary(), time.time()):
-                self._journal.put(row)
+        for row in self._fleet.last_rows() if self._fleet is not None else ():
+            self._journal.put(row)
         self._journal.put(self._session._replace(ended=time.time()))
         self._journal.close()
         if self._lookup is not None:
@@ -197,22 +192,8 @@ class RunJournal:
         yield from self._recorder.rows()
         self._finished = self._recorder.finished_checkpoints()
         yield from self.remembered.late_rows()
-        is_due = self._loop_is_open and time.monotonic() >= self._next_look_s
-        if self._summary is not None and is_due:
-            self._next_look_s = time.monotonic() + _LOOK_S
-            yield from self._allocation_rows(self._summary)
-
-    def _allocation_rows(self, summary: Callable[[], FleetSummary]) -> Iterator[Row]:
-        """Look at the allocations, on the loop that owns them."""
-
-        async def ask() -> FleetSummary:
-            return summary()
-
-        try:
-            asked = asyncio.run_coroutine_threadsafe(ask(), self._bundler.gateway.loop)
-            yield from self._fleet.rows(asked.result(_ANSWER_S), time.time())
-        except (RuntimeError, TimeoutError, concurrent.futures.TimeoutError):
-            return  # it is busy, or closes
+        if self._fleet is not None:
+            yield from self._fleet.rows()
 
     def _save_there(
         self, call: Call, folder: Path, name: str, told: Callable[[BaseException | None], None]

@@ -105,6 +105,10 @@ class RunFolder:
         for path in sorted(found, key=lambda one: one.parent.name, reverse=True):
             yield cls(path.parent.resolve())
 
+    def sessions(self) -> list[Path]:
+        """Give the folders of the sessions that have used its scheduler, the last one last."""
+        return [one.path for one in self.all_below(self.path / "sessions")][::-1]
+
     def note_target(self, target: str) -> None:
         """Write down which program or recipe runs here; a full disk is no reason to stop."""
         with contextlib.suppress(OSError):

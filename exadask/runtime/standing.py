@@ -1,10 +1,8 @@
-"""A scheduler that outlives sessions: started by ``exadask up``, ended by ``exadask down``."""
+"""A scheduler that outlives sessions: how it is started, and how it is ended."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import os
 import pickle
 import signal
@@ -18,13 +16,12 @@ from pathlib import Path
 import psutil
 
 from exadask.config import Config
-from exadask.errors import ClusterUnreachable, ExadaskError
+from exadask.errors import ClusterUnreachable
 from exadask.pool import Pool
 from exadask.runtime.backends import tail_of
 from exadask.runtime.run_folder import RunFolder
-from exadask.runtime.scheduler_host import SchedulerHost
 
-_MODULE = "exadask.runtime.standing"
+_MODULE = "exadask.standing"
 _ORDERS = "standing.pickle"
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 60.0
@@ -67,6 +64,12 @@ def start_standing(pools: Sequence[Pool], config: Config) -> RunFolder:
     return run
 
 
+def read_orders(run: RunFolder) -> tuple[Sequence[Pool], Config]:
+    """Read what a scheduler that stands was started with."""
+    pools, config = pickle.loads((run.path / _ORDERS).read_bytes())
+    return pools, config
+
+
 def stop_standing(run: RunFolder) -> None:
     """End a standing scheduler, and wait until it has given everything back.
 
@@ -107,32 +110,3 @@ def _is_standing(pid: int) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and _MODULE in process.cmdline()
     except psutil.Error:
         return False
-
-
-def main(folder: str) -> int:
-    """Stand until SIGTERM; return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    run = RunFolder(Path(folder))
-    pools, config = pickle.loads((run.path / _ORDERS).read_bytes())
-    try:
-        asyncio.run(_stand(SchedulerHost(pools, config, run)))
-    except ExadaskError as error:
-        logging.getLogger(__name__).error("%s", error)
-        return 1
-    return 0
-
-
-async def _stand(host: SchedulerHost) -> None:
-    told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    try:
-        await host.start()
-        await told.wait()
-    finally:
-        await host.close()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

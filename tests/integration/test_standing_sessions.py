@@ -225,6 +225,19 @@ def test_a_session_that_is_ended_takes_only_its_own_tasks_with_it(
         assert ex.options(cores=4).submit(abs, -2).result(LONG_S) == 2, "all cores are free"
 
 
+def test_allocations_and_sessions_are_found_afterwards(home: Home) -> None:
+    run = home.up()
+    with xd.Executor(attach=run) as ex:
+        assert ex.submit(abs, -1).result(LONG_S) == 1
+    assert home.exadask("down", str(run)).returncode == 0
+    told = home.exadask("explain", str(run))
+    assert told.returncode == 0, told.stderr
+    assert "allocation local-0: ended, 1 nodes, 0.0" in told.stdout
+    (session,) = (run / "sessions").iterdir()
+    assert f"exadask explain {session}" in told.stdout
+    assert "tasks: 1 done" in home.exadask("explain", str(session)).stdout
+
+
 # -- without it -------------------------------------------------------------------------------
 
 

@@ -44,6 +44,7 @@ _ALLOWED = {
     | {"submitter", "tasks", "journal", "monitor", "runtime", "core"}
     | _BASE,
     "handover": {"future", "runtime", "core"} | _BASE,
+    "standing": {"journal", "runtime"} | _BASE,
     "intake": {"future", "journal", "packing", "runtime", "core"} | _BASE,
     "opening": {"core", "sites", "runtime"} | _BASE,
     "packing": {"captures", "future", "tasks", "runtime"} | _BASE,
