@@ -13,7 +13,6 @@ import contextlib
 import io
 import os
 import pickle
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from exadask.runtime.run_folder import RunFolder
 
 _PATIENCE_S = 120.0
+_AT_ONCE = 1000
 # What is of this process alone.
 _OF_PROCESS = ("observer", "dependents", "settle", "n_missing", "number", "journal", "submitted")
 
@@ -135,7 +135,10 @@ class Handover:
     async def _say_goodbye(self, name: str) -> None:
         self._bundler.record = None  # what is not done has not failed
         for call in reversed(self._bundler.freeze()):  # none fails for want of its inputs
-            self._bundler.fail(call, Detached(call.kind.name, str(self._run.path), name))
+            self._bundler.fail(call, self._detached(call, name))
+
+    def _detached(self, call: Call, name: str) -> Detached:
+        return Detached(call.kind.name, str(self._run.path), name)
 
     def _on_handover(self, name: str) -> None:
         """Send nothing more, and let the news go to who has asked."""
@@ -149,6 +152,9 @@ class Handover:
 
     def _on_adopted(self, name: str) -> None:
         """Write down what is known: no news come any more."""
+        for call in self._bundler.freeze():
+            if not isinstance(call.observer, Future):  # of a loop: nobody could find its result
+                self._bundler.give_up(call, self._detached(call, name))
         if self._write(name):
             self._gateway.tell("exadask-written", name=name, error=None)
 
@@ -214,8 +220,7 @@ class Handover:
                 raise self._complaint(name, why) from problem
             gateway.run(self._take_over(known, reader))
             self._kept = known.kept
-            told = partial(gateway.tell, "exadask-taken", name=name, is_deputy=is_deputy)
-            gateway.loop.call_soon_threadsafe(told)
+            gateway.ask("exadask_taken", **asked)
         finally:
             gateway.loop.call_soon_threadsafe(gateway.resume)
         return known.kept
@@ -263,8 +268,13 @@ def _write(path: Path, known: _Known) -> None:
         with os.fdopen(fd, "wb") as file:
             writer = _Writer(file)
             writer.dump(known)
-            for call in writer.calls:  # grows meanwhile; deep chains need no deep stack
-                writer.dump(_state_of(call))
+            n_written = (
+                0  # of calls, of which there are more meanwhile; no chain of them is too deep
+            )
+            while n_written < len(writer.calls):
+                some = writer.calls[n_written : n_written + _AT_ONCE]
+                writer.dump([_state_of(call) for call in some])
+                n_written += len(some)
             file.flush()
             os.fsync(fd)
         draft.replace(path)
@@ -340,10 +350,12 @@ class _Reader:
         with path.open("rb") as file:
             unpickler = _Unpickler(file, self)
             known: _Known = unpickler.load()
-            number = 0
-            while number < len(self._calls):
-                vars(self.call(number)).update(unpickler.load())
-                number += 1
+            n_read = 0
+            while n_read < len(self._calls):
+                states = unpickler.load()
+                for number, state in enumerate(states, n_read):
+                    vars(self.call(number)).update(state)
+                n_read += len(states)
         for call in known.open:
             call.observer = self.future(call)
         self._is_open = set(known.open)

@@ -230,16 +230,16 @@ class Bundler:
         if observer is None:
             return
         self._close_call(call)
-        call.is_dropped = True
         if self.record is not None:
             self.record.failed(call, None, observer)
-        if isinstance(place, SingleTask):
-            self.gateway.cancel(call.key)
-        elif isinstance(place, BundleTask):
-            place.drop(call)
-        else:
-            self.pump_soon()  # a lane where nothing is wanted any more is a false backlog
+        self._drop(call, place)
         self._resolve(call)
+
+    def give_up(self, call: Call, error: BaseException) -> None:
+        """End a call, and tell its observer why."""
+        place = call.place
+        self.fail(call, error)
+        self._drop(call, place)
 
     # -- what tasks tell --------------------------------------------------------------------
 
@@ -316,6 +316,16 @@ class Bundler:
         if not self._is_pump_due and self._busy and not self._is_frozen:
             self._is_pump_due = True
             self.gateway.loop.call_soon(self._pump)
+
+    def _drop(self, call: Call, place: object) -> None:
+        """Take a call out of where it waits or runs."""
+        call.is_dropped = True
+        if isinstance(place, SingleTask):
+            self.gateway.cancel(call.key)
+        elif isinstance(place, BundleTask):
+            place.drop(call)
+        else:
+            self.pump_soon()  # a lane where nothing is wanted any more is a false backlog
 
     def _fail_alone(self, call: Call, error: BaseException) -> None:
         """Tell the observer of a call that there will be no result, and nobody else."""

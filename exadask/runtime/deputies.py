@@ -83,12 +83,12 @@ class Deputies(SchedulerPlugin):  # type: ignore[misc]  # distributed is untyped
             "exadask_leave": answered(self.leave),
             "exadask_left": answered(self.left),
             "exadask_take": answered(self.take),
+            "exadask_taken": answered(self.taken),
             "exadask_want": self.want,
         }
         scheduler.stream_handlers |= {
             "exadask-adopt": self._on_adopt,
             "exadask-written": self._on_written,
-            "exadask-taken": self._on_taken,
         }
         scheduler.add_plugin(self)
 
@@ -173,6 +173,17 @@ class Deputies(SchedulerPlugin):  # type: ignore[misc]  # distributed is untyped
         self._tell(known.holder, "exadask-handover", name=name)
         return True
 
+    def taken(self, name: str, client: str, is_deputy: bool) -> None:
+        """Note that a set has been taken, and let its holder go."""
+        known = self._sets.pop(name, None)
+        if known is not None:
+            self._tell(known.holder, "exadask-taken", name=name, error=None)
+        if is_deputy:
+            self._sets[name] = _Set(client, is_with_deputy=True)
+        else:
+            self._run.left_as(name).unlink(missing_ok=True)
+            self._log_of(name).unlink(missing_ok=True)
+
     async def want(self, client: str, keys: list[str]) -> list[str]:
         """Keep results and tasks for a client; gives the keys of those that are there."""
         found = []
@@ -200,16 +211,6 @@ class Deputies(SchedulerPlugin):  # type: ignore[misc]  # distributed is untyped
         self._tell(known.taker, "exadask-written", name=name, error=error)
         if error is not None:
             known.taker = None
-
-    def _on_taken(self, name: str, is_deputy: bool, client: str, **_: object) -> None:
-        known = self._sets.pop(name, None)
-        if known is not None:
-            self._tell(known.holder, "exadask-taken", name=name, error=None)
-        if is_deputy:
-            self._sets[name] = _Set(client, is_with_deputy=True)
-        else:
-            self._run.left_as(name).unlink(missing_ok=True)
-            self._log_of(name).unlink(missing_ok=True)
 
     def remove_client(self, scheduler: Scheduler, client: str) -> None:
         """Tell the one side of a handover that the other has gone."""

@@ -192,6 +192,25 @@ def test_without_a_choice_all_that_is_not_done_is_found(
     assert (marks / "waiting").read_text() == "x" * 6
 
 
+def test_a_loop_over_a_map_ends_with_its_session(
+    shared: tuple[Home, Path], tmp_path: Path, marks: Path
+) -> None:
+    _, run = shared
+    first = xd.Executor(attach=run)
+    kept = first.options(cores=2).submit(wait_for_file, tmp_path / "go", marks)
+    values = first.map(square, range(500), [marks] * 500, [0.1] * 500)
+    assert next(values) == 0
+    first.detach(kept)
+    with pytest.raises(Detached):
+        list(values)
+    n_marks = len(list(marks.iterdir()))
+    with xd.Executor(attach=run) as second:
+        (tmp_path / "go").write_text("x")
+        assert second.take_back().result(LONG_S) == "x"
+        assert second.options(cores=4).submit(abs, -1).result(LONG_S) == 1, "all cores are free"
+    assert len(list(marks.iterdir())) < n_marks + 10
+
+
 # -- when something dies ------------------------------------------------------------------------
 
 
