@@ -13,6 +13,7 @@ from typing import Any
 
 from exadask.cpulist import END_OF_IDS, parse_cpulist
 from exadask.errors import InvalidQuantity, InvalidRequest, shown
+from exadask.texts import is_writable
 from exadask.units import parse_bytes, parse_seconds
 
 Read = dict[str, Any]
@@ -48,7 +49,10 @@ def near(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
 def text(key: str, value: object) -> Read:
     """Read a text of one line; None takes back what was said."""
     if value is not None and (
-        not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1
+        not isinstance(value, str)
+        or not value.strip()
+        or len(value.splitlines()) != 1
+        or not is_writable(value)
     ):
         raise InvalidQuantity(key, value, "a text of one line")
     return {key: value}
@@ -153,7 +157,10 @@ def environment(render: Callable[[str], str]) -> Reader:
 def variables(key: str, value: object) -> Read:
     """Read a table of environment variables."""
     if not isinstance(value, Mapping) or not all(
-        isinstance(name, str) and _VARIABLE.fullmatch(name) and isinstance(one, str)
+        isinstance(name, str)
+        and _VARIABLE.fullmatch(name)
+        and isinstance(one, str)
+        and is_writable(one)
         for name, one in value.items()
     ):
         raise InvalidQuantity(key, value, "a table of names of variables, and texts")
@@ -214,7 +221,9 @@ def _whole(value: object, key: str, *, least: int, end: int = 2**31) -> int:
 
 def _lines(value: object, key: str) -> tuple[str, ...]:
     lines = [value] if isinstance(value, str) else value
-    if not isinstance(lines, (list, tuple)) or not all(isinstance(one, str) for one in lines):
+    if not isinstance(lines, (list, tuple)) or not all(
+        isinstance(one, str) and is_writable(one) for one in lines
+    ):
         raise InvalidQuantity(key, value, "a text, or a list of texts")
     return tuple(line for one in lines for line in one.splitlines() if line.strip())
 

@@ -6,7 +6,6 @@ import functools
 import itertools
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from exadask.errors import InvalidRequest, shown
 from exadask.resources import Resources
+from exadask.texts import is_writable
 from exadask.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ _KNOWN = (
     *("checkpoint", "notice"),
 )
 
-_LONE = re.compile("[\ud800-\udfff]")  # halves of characters, that no journal can hold
 _END_OF_COUNTS = 2**31  # what is larger cannot be sent: msgpack ends at 64 bits
 
 
@@ -475,7 +474,7 @@ def _checked_isolation(value: object) -> Isolation:
 
 def _checked_text(name: str) -> Callable[[object], str | None]:
     def check(value: object) -> str | None:
-        is_text = isinstance(value, str) and value.strip() and not _LONE.search(value)
+        is_text = isinstance(value, str) and value.strip() and is_writable(value)
         if value is not None and not is_text:
             raise InvalidRequest(
                 f"{name}={shown(value)} is not valid.", "Give a text that is not empty."

@@ -19,6 +19,7 @@ _BASE = {
     "job_status",
     "pool",
     "pool_facts",
+    "texts",
     "toml_file",
 }
 _ALLOWED = {
@@ -51,9 +52,10 @@ _ALLOWED = {
     "config": _BASE,
     "resources": _BASE,
     "pool": _BASE,
-    "pool_facts": {"cpulist", "errors", "units"},
+    "pool_facts": {"cpulist", "errors", "texts", "units"},
     "job_status": set[str](),
     "cpulist": set[str](),
+    "texts": set[str](),
     "toml_file": {"errors"},
     "units": {"errors"},
     "errors": set[str](),
