@@ -11,6 +11,7 @@ from exadask.config import SETTINGS, Config
 from exadask.errors import InvalidRequest, shown
 from exadask.pool import FACTS, Pool
 from exadask.resources import NodeShape
+from exadask.texts import names_folder
 
 if TYPE_CHECKING:
     from exadask.core.fleet_report import FleetSummary
@@ -107,7 +108,7 @@ def find_run(given: str | Path, config: Config) -> RunFolder:
     from exadask.runtime.run_folder import RunFolder
 
     below = Path(config.run_folder) / given
-    return RunFolder.find(below if (below / "allocations").is_dir() else given)
+    return RunFolder.find(below if names_folder(below / "allocations") else given)
 
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:

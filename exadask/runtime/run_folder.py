@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from exadask.errors import RunFolderError
+from exadask.texts import names_folder
 
 RUNS = "exadask-runs"
 _CLUSTER, _TARGET = "cluster.json", "run.json"
@@ -80,7 +81,7 @@ class RunFolder:
             There is none, or it is somebody else's.
         """
         for path in (Path(given), Path(RUNS) / given):
-            if (path / "allocations").is_dir():
+            if names_folder(path / "allocations"):
                 found = path.resolve()
                 status = found.stat()
                 if status.st_uid != os.getuid() or status.st_mode & 0o077:

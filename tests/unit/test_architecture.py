@@ -36,7 +36,7 @@ _ALLOWED = {
     | {"batch", "core"}
     | _BASE,
     "submitter": {"executor", "future", "packing", "tasks"} | _BASE,
-    "files": {"errors"},
+    "files": {"errors", "texts"},
     "tasks": {"executor", "future", "runtime"} | _BASE,
     "commands": {"executor", "future", "runtime", "tasks"} | _BASE,
     "executor": {"future", "lifetime", "mapped", "opening", "packing", "submitter", "tasks"}
