@@ -472,9 +472,11 @@ def _checked_isolation(value: object) -> Isolation:
     return value  # type: ignore[return-value]  # one of the two
 
 
-def _checked_text(name: str) -> Callable[[object], str | None]:
+def _checked_text(name: str, *, is_hashed: bool = False) -> Callable[[object], str | None]:
     def check(value: object) -> str | None:
-        is_text = isinstance(value, str) and value.strip() and is_writable(value)
+        is_text = isinstance(value, str) and bool(value.strip())
+        if is_hashed and is_text:
+            is_text = is_writable(str(value))
         if value is not None and not is_text:
             raise InvalidRequest(
                 f"{name}={shown(value)} is not valid.", "Give a text that is not empty."
@@ -504,7 +506,7 @@ def _checked_bundle(value: object) -> int | None:
         return None
     if value is False:
         return 1
-    if isinstance(value, int) and 1 <= value < _END_OF_COUNTS:
+    if isinstance(value, int) and value >= 1:
         return value
     raise InvalidRequest(
         f"bundle={shown(value)} is not valid.",
@@ -523,7 +525,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "pool": _checked_text("pool"),
     "bundle": _checked_bundle,
     "memo": _checked_flag("memo"),
-    "version": _checked_text("version"),
+    "version": _checked_text("version", is_hashed=True),
     "checkpoint": _checked_flag("checkpoint"),
     "notice": _checked_notice,
 }

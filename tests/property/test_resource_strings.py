@@ -199,13 +199,12 @@ def test_a_text_without_end_is_refused_at_once(text: str) -> None:
         assert len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("name", ["name", "pool", "version"])
-def test_a_text_that_cannot_be_written_down_is_refused(name: str) -> None:
-    with pytest.raises(InvalidRequest, match=f"{name}="):
-        TaskOptions.parse({name: "\ud800"})
+def test_a_version_that_cannot_be_hashed_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="version="):
+        TaskOptions.parse({"version": "\ud800"})
 
 
-@pytest.mark.parametrize("name", ["retries", "priority", "bundle"])
+@pytest.mark.parametrize("name", ["retries", "priority"])
 def test_a_count_that_cannot_be_sent_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match=f"{name}=.*Give "):
         TaskOptions.parse({name: 2**64})
