@@ -115,7 +115,7 @@ class RunFolder:
         """The program or recipe that ran here, if that is known."""
         try:
             return str(json.loads((self.path / _TARGET).read_text())["target"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     @property
@@ -169,7 +169,8 @@ class RunFolder:
         """
         try:
             facts: dict[str, Any] = json.loads((self.path / _CLUSTER).read_text())
-        except (OSError, ValueError) as error:
+            _check_published(facts)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunFolderError(
                 str(self.path),
                 "no scheduler of this run listens",
@@ -188,6 +189,13 @@ class RunFolder:
             (self.path / _CLUSTER).unlink()
         for folder in (self.tls, self.depot):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_published(facts: Mapping[str, Any]) -> None:
+    """Make sure of what is used: a signal for the process -1 would end all that the user runs."""
+    is_text = isinstance(facts["host"], str) and str(facts["address"]).startswith("tls://")
+    if not is_text or type(facts["pid"]) is not int or not 0 < facts["pid"] < 2**31:
+        raise ValueError("it does not say where the scheduler is")
 
 
 def _new_folder(parent: Path, name: str) -> Path:
