@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from exadask.errors import ExadaskError, InvalidQuantity, InvalidRequest
+from exadask.errors import ExadaskError, InvalidQuantity, InvalidRequest, shown
+from exadask.texts import is_writable
 from exadask.units import parse_bytes, parse_node_seconds, parse_seconds
 
 _PREFIX = "EXADASK_"
@@ -136,22 +137,24 @@ class Config:
 
 
 def _parse_scale(value: object, *, name: str) -> str:
-    if value not in ("auto", "manual"):
+    if not isinstance(value, str) or value not in ("auto", "manual"):
         raise InvalidQuantity(name, value, '"auto" or "manual"')
-    return str(value)
+    return value
 
 
 def _parse_text(value: object, *, name: str) -> str:
-    if not isinstance(value, (str, os.PathLike)) or not str(value).strip():
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path.strip() or not is_writable(path):
         raise InvalidQuantity(name, value, "the path of a folder")
-    return os.fspath(value)
+    return path
 
 
 def _parse_flag(value: object, *, name: str) -> bool:
     known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if str(value).lower() not in known:
+    said = known.get((value if isinstance(value, str) else shown(value)).lower())
+    if said is None:
         raise InvalidQuantity(name, value, "true or false")
-    return known[str(value).lower()]
+    return said
 
 
 _SPECIAL: dict[str, Callable[..., Any]] = {

@@ -38,6 +38,27 @@ __all__ = [
 ]
 
 
+_MOST_SHOWN = 200
+
+
+def shown(value: object) -> str:
+    """Write a value into a message, whatever it is: what is long is cut.
+
+    Examples
+    --------
+    >>> shown("lots")
+    "'lots'"
+    >>> shown(10**5000)
+    '<an int that cannot be shown>'
+    """
+    try:
+        text = repr(value)
+    except Exception:  # its class is not ours; and Python writes no number of 5,000 digits
+        kind = type(value).__name__
+        return f"<{'an' if kind[0] in 'aeiou' else 'a'} {kind} that cannot be shown>"
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
+
+
 class ExadaskError(Exception):
     """The base of all errors that exadask raises."""
 
@@ -50,7 +71,7 @@ class InvalidQuantity(ExadaskError, ValueError):
         self.name, self.value, self.wanted = name, value, wanted
 
     def __str__(self) -> str:
-        return f"{self.name}={self.value!r} is not valid: give {self.wanted}."
+        return f"{self.name}={shown(self.value)} is not valid: give {self.wanted}."
 
 
 class InvalidRequest(ExadaskError, TypeError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exadask.errors import InvalidRequest
+from exadask.texts import names_file
 
 _PIECE_BYTES = 2**20
 _SETTLED_NS = 2 * 10**9
@@ -58,7 +59,7 @@ class File:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         whole = Path(path).absolute()
-        if not whole.is_file():
+        if not names_file(whole):
             raise InvalidRequest(
                 f"File({os.fspath(path)!r}): there is no such file on this machine.",
                 "Give the path of a file that exists, and that all nodes see.",

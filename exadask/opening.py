@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from exadask.config import SETTINGS, Config
-from exadask.errors import InvalidRequest
+from exadask.errors import InvalidRequest, shown
 from exadask.pool import FACTS, Pool
 from exadask.resources import NodeShape
+from exadask.texts import names_folder
 
 if TYPE_CHECKING:
     from exadask.core.fleet_report import FleetSummary
@@ -111,7 +112,7 @@ def find_run(given: str | Path, config: Config) -> RunFolder:
     from exadask.runtime.run_folder import RunFolder
 
     below = Path(config.run_folder) / given
-    return RunFolder.find(below if (below / "allocations").is_dir() else given)
+    return RunFolder.find(below if names_folder(below / "allocations") else given)
 
 
 def split_settings(settings: Mapping[str, Any]) -> tuple[Config, dict[str, Any]]:
@@ -163,7 +164,7 @@ def resolve_pools(
     if site is None:
         if names or not own:
             raise InvalidRequest(
-                f"pools={given!r} names pools, but no site that has them."
+                f"pools={shown(given)} names pools, but no site that has them."
                 if names
                 else "pools=[] has no pool.",
                 'Say site="..." as well, or describe pools with Pool.declare(...).',
@@ -187,7 +188,7 @@ def _own_pool(given: object) -> Pool:
     if isinstance(given, Mapping) and "name" in given:
         return Pool.declare(**given)
     raise InvalidRequest(
-        f"pools has {given!r}, which is not a pool.",
+        f"pools has {shown(given)}, which is not a pool.",
         'Use Pool.declare("name", batch="slurm", ...), or a dict with a name.',
     )
 
@@ -207,7 +208,7 @@ def _checked_shapes(nodes: Any) -> list[NodeShape]:
     for shape in shapes:
         if not isinstance(shape, NodeShape):
             raise InvalidRequest(
-                f"nodes contains {shape!r}, which is not a NodeShape.",
+                f"nodes contains {shown(shape)}, which is not a NodeShape.",
                 "Declare one: NodeShape.declare(cores=4, memory='8GiB').",
             )
     if not shapes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from exadask import pool_facts as facts
+from exadask.cpulist import END_OF_IDS
 from exadask.errors import ExadaskError, InvalidRequest
 from exadask.resources import GpuVendor, NodeShape
 
@@ -359,8 +360,8 @@ _READERS: dict[str, facts.Reader] = {
     "max_allocations": facts.count("max_allocations", least=1),
     "walltime": facts.seconds,
     "idle": facts.seconds,
-    "cores": facts.count("shape.cores", least=1),
-    "gpus": facts.count("shape.gpus", least=0),
+    "cores": facts.count("shape.cores", least=1, end=END_OF_IDS),
+    "gpus": facts.count("shape.gpus", least=0, end=END_OF_IDS),
     "memory": facts.memory("shape.memory"),
     "queue": facts.text,
     "account": facts.text,

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from exadask.cpulist import END_OF_IDS, parse_cpulist
-from exadask.errors import InvalidQuantity, InvalidRequest
+from exadask.errors import InvalidQuantity, InvalidRequest, shown
+from exadask.texts import is_writable
 from exadask.units import parse_bytes, parse_seconds
 
 Read = dict[str, Any]
@@ -34,7 +35,7 @@ def pool_name(value: object) -> str:
     text = value if isinstance(value, str) else ""
     if not text or not all(one.isalnum() or one in "-_." for one in text) or text[0] in "-.":
         raise InvalidRequest(
-            f"a pool cannot be called {value!r}.", "Use letters, digits, '-', '_' and '.'."
+            f"a pool cannot be called {shown(value)}.", "Use letters, digits, '-', '_' and '.'."
         )
     return text
 
@@ -48,7 +49,10 @@ def near(word: str, known: Mapping[str, object] | Sequence[str]) -> str:
 def text(key: str, value: object) -> Read:
     """Read a text of one line; None takes back what was said."""
     if value is not None and (
-        not isinstance(value, str) or not value.strip() or len(value.splitlines()) != 1
+        not isinstance(value, str)
+        or not value.strip()
+        or len(value.splitlines()) != 1
+        or not is_writable(value)
     ):
         raise InvalidQuantity(key, value, "a text of one line")
     return {key: value}
@@ -78,9 +82,9 @@ def memory(place: str) -> Reader:
     return lambda key, value: {place: parse_bytes(value, name=key)}
 
 
-def count(place: str, *, least: int) -> Reader:
+def count(place: str, *, least: int, end: int = 2**31) -> Reader:
     """Make a reader of a whole number."""
-    return lambda key, value: {place: _whole(value, key, least=least)}
+    return lambda key, value: {place: _whole(value, key, least=least, end=end)}
 
 
 def nodes(key: str, value: object) -> Read:
@@ -113,8 +117,11 @@ def choice(choices: Sequence[str], place: str = "") -> Reader:
     """Make a reader of one of these words."""
 
     def read(key: str, value: object) -> Read:
-        if value not in choices:
-            raise InvalidRequest(f"{key}={value!r} is not known.", near(str(value), choices))
+        if not isinstance(value, str) or value not in choices:
+            raise InvalidRequest(
+                f"{key}={shown(value)} is not known.",
+                near(value if isinstance(value, str) else "", choices),
+            )
         return {place or key: value}
 
     return read
@@ -124,12 +131,13 @@ def batch(choices: Sequence[str]) -> Reader:
     """Make a reader of a batch system, or of ``psij:EXECUTOR``."""
 
     def read(key: str, value: object) -> Read:
-        name, colon, executor = str(value).partition(":")
+        name, colon, executor = (value if isinstance(value, str) else "").partition(":")
         if colon and (name != "psij" or not _WORD.fullmatch(executor)):
             raise InvalidRequest(
-                f"{key}={value!r} is not known.", "Only psij has executors: write 'psij:slurm'."
+                f"{key}={shown(value)} is not known.",
+                "Only psij has executors: write 'psij:slurm'.",
             )
-        return choice(choices)(key, name) | {"psij_executor": executor or None}
+        return choice(choices)(key, name if colon else value) | {"psij_executor": executor or None}
 
     return read
 
@@ -149,7 +157,10 @@ def environment(render: Callable[[str], str]) -> Reader:
 def variables(key: str, value: object) -> Read:
     """Read a table of environment variables."""
     if not isinstance(value, Mapping) or not all(
-        isinstance(name, str) and _VARIABLE.fullmatch(name) and isinstance(one, str)
+        isinstance(name, str)
+        and _VARIABLE.fullmatch(name)
+        and isinstance(one, str)
+        and is_writable(one)
         for name, one in value.items()
     ):
         raise InvalidQuantity(key, value, "a table of names of variables, and texts")
@@ -202,15 +213,17 @@ def bins(place: str) -> Reader:
     return read
 
 
-def _whole(value: object, key: str, *, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
-        raise InvalidQuantity(key, value, f"a whole number, at least {least}")
+def _whole(value: object, key: str, *, least: int, end: int = 2**31) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < end:
+        raise InvalidQuantity(key, value, f"a whole number, at least {least} and less than {end}")
     return value
 
 
 def _lines(value: object, key: str) -> tuple[str, ...]:
     lines = [value] if isinstance(value, str) else value
-    if not isinstance(lines, (list, tuple)) or not all(isinstance(one, str) for one in lines):
+    if not isinstance(lines, (list, tuple)) or not all(
+        isinstance(one, str) and is_writable(one) for one in lines
+    ):
         raise InvalidQuantity(key, value, "a text, or a list of texts")
     return tuple(line for one in lines for line in one.splitlines() if line.strip())
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from exadask.cpulist import END_OF_IDS
 from exadask.errors import InvalidQuantity
-from exadask.units import parse_bytes, parse_seconds, render_bytes, render_seconds
+from exadask.units import number_of, parse_bytes, parse_seconds, render_bytes, render_seconds
 
 GPU_UNIT = 1000
 """Shares of one GPU that the books can tell apart: ``gpus=0.25`` is 250 of them."""
@@ -185,14 +186,16 @@ class NodeShape:
         >>> print(NodeShape.declare(cores=4, memory=None))
         4 cores, memory not stated
         """
-        core_ids = tuple(range(_whole(cores, "cores", least=1)))
+        core_ids = tuple(range(_whole(cores, "cores", least=1, end=END_OF_IDS)))
         origin = {"shape": "declared"}
         if memory is None:
             memory, origin["memory"] = _ASSUMED_MEMORY, _NOT_STATED
         return cls(
             core_ids=core_ids,
             numa=(core_ids,),
-            gpu_ids=tuple(str(index) for index in range(_whole(gpus, "gpus", least=0))),
+            gpu_ids=tuple(
+                str(index) for index in range(_whole(gpus, "gpus", least=0, end=END_OF_IDS))
+            ),
             memory_bytes=parse_bytes(memory),
             origin=origin,
         )
@@ -246,23 +249,20 @@ def largest(shapes: Sequence[NodeShape]) -> NodeShape:
     return max(shapes, key=lambda shape: (shape.cores, shape.gpus, shape.memory_bytes))
 
 
-def _whole(value: object, name: str, *, least: int) -> int:
-    if not isinstance(value, (bool, int, float)) and hasattr(value, "__index__"):
-        value = value.__index__()  # an integer of NumPy's
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not isinstance(value, (int, float)) or not is_number or not least <= value < _MAX_COUNT:
-        raise InvalidQuantity(name, value, f"a whole number, at least {least}")
-    if value != int(value):
-        raise InvalidQuantity(name, value, f"a whole number, at least {least}")
-    return int(value)
+def _whole(value: object, name: str, *, least: int, end: int = _MAX_COUNT) -> int:
+    number = number_of(value)
+    if number is None or not least <= number < end or number != int(number):
+        raise InvalidQuantity(name, value, f"a whole number, at least {least} and less than {end}")
+    return int(number)
 
 
 def _gpu_units(gpus: object) -> int:
     wanted = "a whole number of GPUs, or a share of one between 0.001 and 1"
-    if isinstance(gpus, bool) or not isinstance(gpus, (int, float)) or not 0 <= gpus < 2**31:
+    number = number_of(gpus)
+    if number is None or not 0 <= number < _MAX_COUNT:
         raise InvalidQuantity("gpus", gpus, wanted)
-    units = int(gpus * GPU_UNIT + 1e-9)
-    if (gpus > 1 and units % GPU_UNIT) or (gpus > 0 and units == 0):
+    units = int(number * GPU_UNIT + 1e-9)
+    if (number > 1 and number != int(number)) or (number > 0 and units == 0):
         raise InvalidQuantity("gpus", gpus, wanted)
     return units
 

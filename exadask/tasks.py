@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
-from exadask.errors import InvalidRequest
+from exadask.errors import InvalidRequest, shown
 from exadask.resources import Resources
+from exadask.texts import is_writable
 from exadask.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ _KNOWN = (
     *("isolation", "name", "pool", "bundle", "memo", "version"),
     *("checkpoint", "notice"),
 )
+
+_END_OF_COUNTS = 2**31  # what is larger cannot be sent: msgpack ends at 64 bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +117,9 @@ class TaskOptions:
             if name in options
         }
         memory = options.get("memory")
-        learns_memory = base.learns_memory if "memory" not in options else memory == "auto"
-        if memory == "auto":
+        is_auto = isinstance(memory, str) and memory == "auto"
+        learns_memory = is_auto if "memory" in options else base.learns_memory
+        if is_auto:
             options = {**options, "memory": None}
         rungs = _merged_rungs(base.rungs or (base.request,), options)
         is_ladder = len(rungs) > 1
@@ -295,7 +299,7 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """
     if function is not None and not callable(function):
         raise InvalidRequest(
-            f"@task got {function!r} where a function was expected.",
+            f"@task got {shown(function)} where a function was expected.",
             "Options go by name: @task(cores=2).",
         )
     parsed = TaskOptions.parse(options)
@@ -303,7 +307,7 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
         if not callable(function) or isinstance(function, type):
             raise InvalidRequest(
-                f"@task was put on {function!r}, which is not a function.",
+                f"@task was put on {shown(function)}, which is not a function.",
                 "Put it on a function or a method.",
             )
         return Task(function, parsed)
@@ -407,10 +411,11 @@ def _is_higher(one: Resources, other: Resources) -> bool:
 def _checked_count(name: str, *, least: int | None) -> Callable[[object], int]:
     def check(value: object) -> int:
         is_count = isinstance(value, int) and not isinstance(value, bool)
-        if isinstance(value, int) and is_count and (least is None or value >= least):
+        lowest = -_END_OF_COUNTS if least is None else least
+        if isinstance(value, int) and is_count and lowest <= value < _END_OF_COUNTS:
             return value
         wanted = "a whole number" + ("" if least is None else f", at least {least}")
-        raise InvalidRequest(f"{name}={value!r} is not valid.", f"Give {wanted}.")
+        raise InvalidRequest(f"{name}={shown(value)} is not valid.", f"Give {wanted}.")
 
     return check
 
@@ -423,22 +428,22 @@ def _checked_retry_on(value: object) -> tuple[type[BaseException], ...] | None:
         isinstance(one, type) and issubclass(one, BaseException) for one in kinds
     ):
         raise InvalidRequest(
-            f"retry_on={value!r} is not valid.", "Give an exception class, or a tuple of them."
+            f"retry_on={shown(value)} is not valid.", "Give an exception class, or a tuple of them."
         )
     return tuple(kinds)
 
 
 def _checked_env(value: object) -> tuple[tuple[str, str], ...]:
     if not isinstance(value, Mapping):
-        raise InvalidRequest(f"env={value!r} is not valid.", "Give a dict of names and texts.")
+        raise InvalidRequest(f"env={shown(value)} is not valid.", "Give a dict of names and texts.")
     for name, text in value.items():
         if not isinstance(name, str) or not name or "=" in name or "\0" in name:
             raise InvalidRequest(
-                f"env has the name {name!r}.", "Names are texts without '=' and not empty."
+                f"env has the name {shown(name)}.", "Names are texts without '=' and not empty."
             )
         if not isinstance(text, str) or "\0" in text or not _is_encodable(name + text):
             raise InvalidRequest(
-                f"env[{name!r}]={text!r} is not valid.", f"Give a text: {str(text)!a}."
+                f"env[{name!r}]={shown(text)} is not valid.", f"Give a text: {shown(text)!a}."
             )
     return tuple(sorted(value.items()))
 
@@ -453,23 +458,30 @@ def _is_encodable(text: str) -> bool:
 
 def _checked_setup(value: object) -> Callable[[], Any] | None:
     if value is not None and not callable(value):
-        raise InvalidRequest(f"setup={value!r} is not valid.", "Give a function without arguments.")
+        raise InvalidRequest(
+            f"setup={shown(value)} is not valid.", "Give a function without arguments."
+        )
     return value
 
 
 def _checked_isolation(value: object) -> Isolation:
-    if value not in ("process", "thread"):
-        raise InvalidRequest(f"isolation={value!r} is not valid.", "Give 'process' or 'thread'.")
-    return value
+    if not isinstance(value, str) or value not in ("process", "thread"):
+        raise InvalidRequest(
+            f"isolation={shown(value)} is not valid.", "Give 'process' or 'thread'."
+        )
+    return value  # type: ignore[return-value]  # one of the two
 
 
-def _checked_text(name: str) -> Callable[[object], str | None]:
+def _checked_text(name: str, *, is_hashed: bool = False) -> Callable[[object], str | None]:
     def check(value: object) -> str | None:
-        if value is not None and (not isinstance(value, str) or not value.strip()):
+        is_text = isinstance(value, str) and bool(value.strip())
+        if is_hashed and is_text:
+            is_text = is_writable(str(value))
+        if value is not None and not is_text:
             raise InvalidRequest(
-                f"{name}={value!r} is not valid.", "Give a text that is not empty."
+                f"{name}={shown(value)} is not valid.", "Give a text that is not empty."
             )
-        return value
+        return value  # type: ignore[return-value]  # a text, or None
 
     return check
 
@@ -478,7 +490,7 @@ def _checked_flag(name: str) -> Callable[[object], bool]:
     def check(value: object) -> bool:
         if isinstance(value, bool):
             return value
-        raise InvalidRequest(f"{name}={value!r} is not valid.", "Give True or False.")
+        raise InvalidRequest(f"{name}={shown(value)} is not valid.", "Give True or False.")
 
     return check
 
@@ -497,7 +509,7 @@ def _checked_bundle(value: object) -> int | None:
     if isinstance(value, int) and value >= 1:
         return value
     raise InvalidRequest(
-        f"bundle={value!r} is not valid.",
+        f"bundle={shown(value)} is not valid.",
         "Give the number of calls that travel together, or False to keep each for itself.",
     )
 
@@ -513,7 +525,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "pool": _checked_text("pool"),
     "bundle": _checked_bundle,
     "memo": _checked_flag("memo"),
-    "version": _checked_text("version"),
+    "version": _checked_text("version", is_hashed=True),
     "checkpoint": _checked_flag("checkpoint"),
     "notice": _checked_notice,
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
+from fractions import Fraction
 
 from exadask.errors import InvalidQuantity
 
@@ -20,12 +22,15 @@ _BYTES_PER_UNIT = {
     "tib": 2**40,
 }
 _SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_BYTES_PATTERN = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*")
+_BYTES_PATTERN = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)")
 _SECONDS_PATTERN = re.compile(r"([0-9]*\.?[0-9]+)\s*(ms|min|s|m|h|d)\s*")
 _COST_PATTERN = re.compile(
-    r"\s*([0-9]*\.?[0-9]+)\s*(?:node[- ]?)?(?:(h|m|s)[a-z]*)?\s*", re.IGNORECASE
+    r"([0-9]*\.?[0-9]+)\s*(?:node[- ]?)?"
+    r"(h|hours?|m|mins?|minutes?|s|secs?|seconds?)?",
+    re.IGNORECASE | re.ASCII,  # or else "\u017f" is an "s"
 )
-_CLOCK_PATTERN = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
+_CLOCK_PATTERN = re.compile(r"(?:([0-9]+)-)?([0-9]+):([0-5][0-9]):([0-5][0-9])")
+_MOST_CHARACTERS = 100  # so that no text takes long to read
 
 
 def parse_bytes(value: int | float | str, *, name: str = "memory") -> int:
@@ -57,15 +62,19 @@ def parse_bytes(value: int | float | str, *, name: str = "memory") -> int:
     4096
     """
     if isinstance(value, str):
-        match = _BYTES_PATTERN.fullmatch(value)
+        match = _matched(_BYTES_PATTERN, value)
         unit = match.group(2).lower() if match else None
         if match is None or unit not in _BYTES_PER_UNIT:
             raise InvalidQuantity(name, value, 'an amount of memory such as "512MiB" or "8GB"')
-        amount = float(match.group(1)) * _BYTES_PER_UNIT[unit]
+        # Not as a float: 2.3 times 1000 is less than 2300 there, and 2**53 + 1 is 2**53.
+        amount: Fraction | int | float = Fraction(match.group(1)) * _BYTES_PER_UNIT[unit]
     else:
-        amount = _number(value, name, 'an amount of memory such as "512MiB", or bytes')
+        number = number_of(value)
+        if number is None:
+            raise InvalidQuantity(name, value, 'an amount of memory such as "512MiB", or bytes')
+        amount = number
     if not 1 <= amount < 2**63:
-        raise InvalidQuantity(name, value, "more than zero bytes, and at most 8 EiB")
+        raise InvalidQuantity(name, value, "more than zero bytes, and less than 8 EiB")
     return int(amount)
 
 
@@ -137,10 +146,10 @@ def parse_node_seconds(value: int | float | str, *, name: str = "budget") -> flo
     wanted = 'node-hours, such as "100 node-hours"'
     per_unit = 3600.0
     if isinstance(value, str):
-        match = _COST_PATTERN.fullmatch(value)
+        match = _matched(_COST_PATTERN, value)
         if match is None:
             raise InvalidQuantity(name, value, wanted)
-        per_unit = _SECONDS_PER_UNIT[(match.group(2) or "h").lower()]
+        per_unit = _SECONDS_PER_UNIT[(match.group(2) or "h")[0].lower()]
         number = float(match.group(1))
     else:
         number = _number(value, name, wanted)
@@ -177,6 +186,8 @@ def render_seconds(seconds: float) -> str:
     >>> render_seconds(0.25)
     '0.25s'
     """
+    if 0 < seconds < 0.001:
+        return f"{seconds * 1000:.3g}ms"
     if seconds < 60:
         return f"{seconds:.3g}s"
     whole = round(seconds)
@@ -188,19 +199,47 @@ def render_seconds(seconds: float) -> str:
     return "".join(parts[:2])
 
 
+def number_of(value: object) -> int | float | None:
+    """Take Python's numbers and NumPy's integers.
+
+    Returns
+    -------
+    int, float or None
+        The number; None if it is none, or truth, or not a number (NaN).
+
+    Examples
+    --------
+    >>> number_of(4), number_of("4"), number_of(True)
+    (4, None, None)
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # tried: it need not have one
+    except Exception:  # its class is not ours
+        return None
+
+
 def _number(value: object, name: str, wanted: str) -> float:
-    if not isinstance(value, (bool, int, float)) and hasattr(value, "__index__"):
-        value = value.__index__()  # an integer of NumPy's
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not isinstance(value, (int, float)) or not is_number or value != value:
+    number = number_of(value)
+    if number is None:
         raise InvalidQuantity(name, value, wanted)
     try:
-        return float(value)
+        return float(number)
     except OverflowError:
-        return math.inf if value > 0 else -math.inf
+        return math.inf if number > 0 else -math.inf
+
+
+def _matched(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    text = text.strip()
+    return pattern.fullmatch(text) if len(text) <= _MOST_CHARACTERS else None
 
 
 def _seconds_from_text(text: str) -> float | None:
+    if len(text) > _MOST_CHARACTERS:
+        return None
     clock = _CLOCK_PATTERN.fullmatch(text)
     if clock:
         days, hours, minutes, seconds = (int(part or 0) for part in clock.groups())

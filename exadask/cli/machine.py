@@ -6,6 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import click
 from exadask.errors import InvalidRequest
 from exadask.opening import resolve_pools
 from exadask.pool import FACTS
+from exadask.texts import names_folder
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +23,7 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # Python 3.10 only
 
 _SHORT = ("account", "queue", "nodes", "walltime", "budget")
+_TEXTS = ("account", "queue")  # as they are: an account may be called 2024001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +82,12 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_machine(*args: Any, **kwargs: Any) -> Any:
-        settings = {name: _value(kwargs.pop(name)) for name in _SHORT if kwargs[name] is not None}
-        for name in _SHORT:
-            kwargs.pop(name, None)
+        said = {name: kwargs.pop(name) for name in _SHORT}
+        settings = {
+            name: text if name in _TEXTS else _value(text)
+            for name, text in said.items()
+            if text is not None
+        }
         settings |= _read_options(kwargs.pop("options"))
         machine = Machine(
             site=kwargs.pop("site"),
@@ -124,14 +130,16 @@ def _read_options(options: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Read a value as TOML does; what TOML does not know is a text."""
+    """Read a value as TOML does; what TOML does not know is a text, and so is 02:00:00."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        facts = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):  # not TOML, a number without end, nested too deep
         return text
+    is_one = facts.keys() == {"value"} and not isinstance(facts["value"], (date, time))
+    return facts["value"] if is_one else text
 
 
 def search_folders(target: str) -> tuple[Path, ...]:
     """Give the folders beside a recipe where site profiles may lie."""
     path = Path(target)
-    return (path if path.is_dir() else path.parent,)
+    return (path if names_folder(path) else path.parent,)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from exadask.errors import RecipeError
+from exadask.texts import names_file
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
@@ -50,10 +51,10 @@ def find_target(name: str) -> Target:
     """
     given = Path(name)
     for folder in (given, Path("recipes") / name):
-        if (folder / "recipe.py").is_file():
+        if names_file(folder / "recipe.py"):
             requirements = folder / "requirements.txt"
-            return _target(folder / "recipe.py", requirements if requirements.is_file() else None)
-    if given.is_file() and given.suffix == ".py":
+            return _target(folder / "recipe.py", requirements if names_file(requirements) else None)
+    if names_file(given) and given.suffix == ".py":
         return _target(given, None)
     known = sorted(path.parent.name for path in Path("recipes").glob("*/recipe.py"))
     near = difflib.get_close_matches(given.name, known, n=1)
@@ -65,8 +66,10 @@ def find_target(name: str) -> Target:
 
 def _target(file: Path, requirements: Path | None) -> Target:
     try:
-        tree = ast.parse(file.read_text(), filename=str(file))
-    except SyntaxError as error:
+        tree = ast.parse(file.read_bytes(), filename=str(file))
+    except OSError as error:
+        raise RecipeError(f"{file} cannot be read: {error.strerror}.", "Is it yours?") from error
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # as the parser likes
         raise RecipeError(f"{file} is not valid Python: {error}.", "Correct it.") from error
     has_main = any(isinstance(one, ast.FunctionDef) and one.name == "main" for one in tree.body)
     return Target(file=file.resolve(), has_main=has_main, requirements=requirements)
@@ -101,9 +104,26 @@ def load_main(target: Target) -> Callable[..., Any]:
     """Import a recipe and give its ``main``.
 
     Its folder goes on the module path, as for a script, and from there to the tasks.
+
+    Raises
+    ------
+    RecipeError
+        It cannot be imported by its name.
     """
     sys.path.insert(0, str(target.file.parent))
-    main: Callable[..., Any] = importlib.import_module(target.file.stem).main
+    name = target.file.stem
+    try:
+        module = importlib.import_module(name)
+    except Exception as error:  # the user's own code failed
+        raise RecipeError(
+            f"{target.file} cannot be imported: {type(error).__name__}: {error}.",
+            "Where that is says: exadask --debug run ...",
+        ) from error
+    if getattr(module, "__file__", None) is None or not target.file.samefile(str(module.__file__)):
+        raise RecipeError(
+            f"{target.file} has the name of another module, {module}.", "Give it a name of its own."
+        )
+    main: Callable[..., Any] = module.main
     return main
 
 

@@ -47,7 +47,7 @@ from exadask.core.fleet_report import FleetSummary, explain_demand, summarise
 from exadask.core.fleet_state import FleetState
 from exadask.core.ledger import NodeId
 from exadask.core.pool_book import FleetLimits
-from exadask.errors import InvalidRequest, InvalidTransition
+from exadask.errors import InvalidRequest, InvalidTransition, shown
 from exadask.job_status import EndCause, JobState, JobStatus
 from exadask.pool import Pool
 from exadask.resources import NodeShape
@@ -198,8 +198,9 @@ class Fleet:
             raise InvalidRequest(
                 f"pool {pool!r} follows what waits.", 'Use scale="manual" to set its size by hand.'
             )
-        if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 0:
-            raise InvalidRequest(f"nodes={nodes!r} is not valid.", "Give a whole number >= 0.")
+        is_number = isinstance(nodes, int) and not isinstance(nodes, bool)
+        if not is_number or not 0 <= nodes < 2**31:
+            raise InvalidRequest(f"nodes={shown(nodes)} is not valid.", "Give a whole number >= 0.")
         book.target = nodes
 
     def close_pool(self, pool: str, reason: str) -> None:

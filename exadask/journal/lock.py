@@ -98,7 +98,7 @@ def _me() -> dict[str, object]:
 def _read(fd: int) -> dict[str, object]:
     try:
         found = json.loads(os.pread(fd, 4096, 0) or b"{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

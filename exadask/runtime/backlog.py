@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 from exadask.core.events import Demand
 from exadask.core.placement import Placement
-from exadask.resources import Resources
+from exadask.runtime.task_record import request_of
+
+_END_OF_COUNTS = 2**40
 
 
 class Backlog:
@@ -37,11 +40,18 @@ class Backlog:
         -------
         list of [int, int]
             For each lane its number, and how many of its tasks the nodes could run at once.
+
+        Raises
+        ------
+        Exception
+            The lanes make no sense; nothing is noted of them.
         """
         demands, slots = [], []
         for number, pool, count, wish in lanes:
-            request = Resources(**wish)
-            demands.append(Demand(request=request, pool=pool, count=count))
+            request = request_of(wish)
+            if not isinstance(pool, (str, NoneType)) or not 0 <= int(count) < _END_OF_COUNTS:
+                raise ValueError(f"{count!r} tasks for the pool {pool!r} cannot wait")
+            demands.append(Demand(request=request, pool=pool, count=int(count)))
             slots.append([number, self._placement.capacity(request, pool)])
         self._unsent[client] = demands
         return slots

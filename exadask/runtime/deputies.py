@@ -15,6 +15,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from exadask.errors import InvalidRequest, RunFolderError
 from exadask.runtime.backends import tail_of
 from exadask.runtime.background import Background
 from exadask.runtime.questions import answered
+from exadask.runtime.refusals import guarded
 from exadask.runtime.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -86,10 +88,11 @@ class Deputies(SchedulerPlugin):  # type: ignore[misc]  # distributed is untyped
             "exadask_taken": answered(self.taken),
             "exadask_want": self.want,
         }
-        scheduler.stream_handlers |= {
+        handlers: dict[str, Callable[..., None]] = {
             "exadask-adopt": self._on_adopt,
             "exadask-written": self._on_written,
         }
+        scheduler.stream_handlers |= guarded(handlers)
         scheduler.add_plugin(self)
 
     async def close(self) -> None:

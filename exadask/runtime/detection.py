@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from exadask.cpulist import parse_cpulist
-from exadask.errors import InvalidRequest
+from exadask.errors import InvalidQuantity, InvalidRequest, shown
 from exadask.resources import NodeShape
 from exadask.runtime.gpus import Gpus, detect_gpus
 from exadask.toml_file import read_toml
@@ -90,8 +90,13 @@ def read_shape(path: Path) -> NodeShape:
         )
     vendor = facts.pop("gpu_vendor", "nvidia" if facts.get("gpus") else "none")
     if vendor not in ("none", "nvidia", "amd", "intel"):
-        raise InvalidRequest(f"{path} has gpu_vendor={vendor!r}.", "Give nvidia, amd or intel.")
-    declared = NodeShape.declare(**facts)
+        raise InvalidRequest(
+            f"{path} has gpu_vendor={shown(vendor)}.", "Give nvidia, amd or intel."
+        )
+    try:
+        declared = NodeShape.declare(**facts)
+    except InvalidQuantity as error:
+        raise InvalidQuantity(f"{path}: {error.name}", error.value, error.wanted) from error
     return NodeShape(
         core_ids=declared.core_ids,
         numa=declared.numa,

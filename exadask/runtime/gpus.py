@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from exadask.errors import InvalidQuantity
 from exadask.resources import GpuVendor
 
 _TOOL_TIMEOUT_S = 10
+_COUNT = re.compile(r"[0-9]{1,6}")
 _VISIBLE = {
     "nvidia": ("CUDA_VISIBLE_DEVICES",),
     "amd": ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"),
@@ -75,7 +77,7 @@ def detect_gpus(root: Path, environ: Mapping[str, str]) -> Gpus:
 
 
 def _declared(count: str, vendor: str) -> Gpus:
-    if not count.strip().isdigit():
+    if not _COUNT.fullmatch(count.strip()):
         raise InvalidQuantity("EXADASK_GPUS", count, "a whole number of GPUs, 0 for none")
     if vendor not in _VISIBLE:
         raise InvalidQuantity("EXADASK_GPU_VENDOR", vendor, "nvidia, amd or intel")

@@ -40,6 +40,7 @@ from exadask.runtime.nested import NestedService
 from exadask.runtime.outcomes import failure_of
 from exadask.runtime.parcel import Packer, Parcel
 from exadask.runtime.posting import Berth
+from exadask.runtime.refusals import checked_index, guarded
 from exadask.runtime.slot import Captured, Slot, SlotKind, SlotPool
 from exadask.runtime.stored import StoredResults
 from exadask.runtime.task_record import SHARE
@@ -117,9 +118,13 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         self._guardian = _start_guardian(self.mark, self._scratch)
         worker.handlers["exadask_output"] = self.output
         worker.handlers["exadask_save"] = self.save
-        worker.stream_handlers["exadask-resume"] = self._on_resume
-        worker.stream_handlers["exadask-drop"] = self._on_drop
-        worker.stream_handlers["exadask-yield"] = self._on_yield
+        worker.stream_handlers |= guarded(
+            {
+                "exadask-resume": self._on_resume,
+                "exadask-drop": self._on_drop,
+                "exadask-yield": self._on_yield,
+            }
+        )
         for _ in range(min(_WARM_FROM_START, self.shape.cores)):
             self._slots.start(self._kind((), ()))
         self._report_for_duty(worker)
@@ -420,6 +425,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         await asyncio.to_thread(files.write, bytes.fromhex(name), parcel, facts)
 
     def _on_drop(self, key: str, indices: list[int]) -> None:
+        indices = list(map(checked_index, indices))
         if key in self._worker.state.tasks:
             self._drops.setdefault(key, set()).update(indices)
         attempt = self._attempts.get(key)

@@ -54,7 +54,7 @@ class _Connected:
                 direct_to_workers=True,  # data need not pass through the scheduler
                 set_as_default=True,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError: that is no address
             raise ClusterUnreachable(
                 address,
                 str(error.__cause__ or error),

@@ -74,7 +74,7 @@ class Posting:
             facts["asked"] = Grant(**facts["asked"])
             facts["config"] = Config(**facts["config"])
             return cls(**facts)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise InvalidRequest(
                 f"the agent's orders in {path} cannot be read: {error}.",
                 "Is the run folder on a file system that all nodes see, and exadask of the same "

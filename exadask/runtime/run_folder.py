@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from exadask.errors import RunFolderError
+from exadask.texts import names_folder
 
 RUNS = "exadask-runs"
 _CLUSTER, _TARGET = "cluster.json", "run.json"
@@ -81,7 +82,7 @@ class RunFolder:
             There is none, or it is somebody else's.
         """
         for path in (Path(given), Path(RUNS) / given):
-            if (path / "allocations").is_dir():
+            if names_folder(path / "allocations"):
                 found = path.resolve()
                 status = found.stat()
                 if status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -119,7 +120,7 @@ class RunFolder:
         """The program or recipe that ran here, if that is known."""
         try:
             return str(json.loads((self.path / _TARGET).read_text())["target"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     @property
@@ -182,7 +183,8 @@ class RunFolder:
         """
         try:
             facts: dict[str, Any] = json.loads((self.path / _CLUSTER).read_text())
-        except (OSError, ValueError) as error:
+            _check_published(facts)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunFolderError(
                 str(self.path),
                 "no scheduler of this run listens",
@@ -216,6 +218,13 @@ class EarlierRun(NamedTuple):
 
     folder: RunFolder
     spent_node_s: float
+
+
+def _check_published(facts: Mapping[str, Any]) -> None:
+    """Make sure of what is used: a signal for the process -1 would end all that the user runs."""
+    is_text = isinstance(facts["host"], str) and str(facts["address"]).startswith("tls://")
+    if not is_text or type(facts["pid"]) is not int or not 0 < facts["pid"] < 2**31:
+        raise ValueError("it does not say where the scheduler is")
 
 
 def _new_folder(parent: Path, name: str) -> Path:

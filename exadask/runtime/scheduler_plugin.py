@@ -24,17 +24,12 @@ from distributed.scheduler import TaskState
 from exadask.core.events import Demand, Offer
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
 from exadask.core.placement import Place, Placement, Resume, WaitingTask, Yield
-from exadask.errors import (
-    AllocationFailed,
-    ExadaskError,
-    ImpossibleRequest,
-    NodeLost,
-    NoNodeLeft,
-)
+from exadask.errors import AllocationFailed, ExadaskError, ImpossibleRequest, NodeLost, NoNodeLeft
 from exadask.runtime.backlog import Backlog
 from exadask.runtime.job import Failure, TaskFailed
 from exadask.runtime.parcel import Packer
 from exadask.runtime.questions import Questions
+from exadask.runtime.refusals import checked_index, checked_left_s, checked_shape, guarded
 from exadask.runtime.relay import Relay
 from exadask.runtime.roster import Roster
 from exadask.runtime.task_record import (
@@ -83,7 +78,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         """Take over a scheduler's placement."""
         self._scheduler = scheduler
         self._loop = asyncio.get_running_loop()
-        scheduler.stream_handlers |= {
+        handlers: dict[str, Callable[..., None]] = {
             "exadask-node": self._on_node,
             "exadask-leaving": self._on_leaving,
             "exadask-cancel": self._on_cancel,
@@ -96,6 +91,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             "exadask-lend": self._on_lend,
             "exadask-reclaim": self._on_reclaim,
         }
+        scheduler.stream_handlers |= guarded(handlers)
         scheduler.handlers |= Questions(scheduler, self).handlers()
         self._skip_held()
 
@@ -303,8 +299,8 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     ) -> None:
         record = self._records.get(key)
         if record is not None and record.share is not None and record.share.share_id == share:
+            record.kept = record.kept if kept is None else checked_index(kept)
             record.has_ended = True
-            record.kept = record.kept if kept is None else kept
             if not may_retry:
                 self._scheduler.tasks[key].retries = 0
             self._tell(record, {"op": "exadask-report", "key": key, "report": report})
@@ -317,15 +313,15 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         """Pass on how calls of a bundle ended."""
         record = self._records.get(key)
         if record is not None:
-            record.kept = record.kept if kept is None else kept
             message = {name: news[name] for name in ("items", "returned")}
+            record.kept = record.kept if kept is None else checked_index(kept)
             self._tell(record, {"op": "exadask-progress", "key": key, **message})
 
     def _on_drop(self, key: str, index: int, **_: object) -> None:
         """Take a call out of a bundle, wherever that is."""
         record = self._records.get(key)
         if record is not None:
-            record.dropped.append(index)
+            record.dropped.append(checked_index(index))
             if record.share is not None:
                 self._send_drops(record, key, [index])
 
@@ -334,10 +330,10 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
 
     def _on_backlog(self, lanes: list[list[Any]], client: str, **_: object) -> None:
         """Take note of what a client has not sent yet; say how many of each could run at once."""
-        slots = self.backlog.note(client, lanes)
         comm = self._scheduler.client_comms.get(client)
-        if comm is not None and not comm.closed():
-            comm.send({"op": "exadask-slots", "slots": slots})
+        if comm is None or comm.closed():  # nobody would say that it waits no more
+            return
+        comm.send({"op": "exadask-slots", "slots": self.backlog.note(client, lanes)})
         if lanes:
             self.on_waiting()
 
@@ -374,9 +370,9 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         ws = self._scheduler.workers.get(worker)
         if ws is None:
             return
-        node, declared = NodeId(str(ws.name)), pickle.loads(shape)
+        node, declared = NodeId(str(ws.name)), checked_shape(shape)
         self._scheduler.stream_comms[worker].interval = 0.0005
-        ends_at = None if left_s is None else self._loop.time() + left_s
+        ends_at = self._loop.time() + checked_left_s(left_s)
         self.placement.add_node(node, declared, ends_at=ends_at, pool=pool)
         self.roster.join(node, worker, pool, allocation, declared)
         self._follow_status(worker)

@@ -130,6 +130,7 @@ class Slot:
         self.on_item: Callable[[Item], None] | None = None
         self._board: Board | None = None
         self._done: asyncio.Future[Any] | None = None
+        self._is_garbled = False
         self._exited = asyncio.Event()
         self._decoder = Decoder()
         self._loop = asyncio.get_running_loop()
@@ -297,15 +298,27 @@ class Slot:
         self._deliver()
 
     def _deliver(self) -> None:
-        for message in self._decoder.messages():
-            if isinstance(message, Ask):
-                if self.on_ask is not None:
-                    self.on_ask(message)
-            elif isinstance(message, Item):
-                if self.on_item is not None:
-                    self.on_item(message)
-            elif self._done is not None and not self._done.done():
-                self._done.set_result(message)
+        if self._is_garbled:
+            return
+        try:
+            for message in self._decoder.messages():
+                self._take(message)
+        except Exception:  # a task has written into the socket: what comes after it cannot be read
+            logger.exception("the process %d sends what makes no sense, and is ended", self.pid)
+            self._is_garbled = True
+            self._process.send_signal(signal.SIGABRT)
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, Ask):
+            if self.on_ask is not None:
+                self.on_ask(message)
+        elif isinstance(message, Item):
+            if self.on_item is not None:
+                self.on_item(message)
+        elif not isinstance(message, (Done, BundleDone)):
+            raise TypeError(f"{type(message).__name__} is no message")
+        elif self._done is not None and not self._done.done():
+            self._done.set_result(message)
 
     async def _writable(self) -> None:
         ready = self._loop.create_future()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from types import NoneType
 from typing import Any
 
 from distributed import Scheduler
@@ -12,7 +14,9 @@ from distributed.scheduler import TaskState
 
 from exadask.core.events import NOWHERE
 from exadask.core.ledger import NodeId, Share, ShareId
-from exadask.resources import Resources
+from exadask.resources import GPU_UNIT, Resources
+
+logger = logging.getLogger(__name__)
 
 REQUEST, SHARE = "exadask", "exadask_share"
 """Annotations: what a task asks for, written by the client; what it got, written by the plugin."""
@@ -80,11 +84,15 @@ class TaskRecord:
 
     @classmethod
     def of(cls, ts: TaskState, allowed: frozenset[NodeId] | None) -> TaskRecord:
-        """Read what the client wrote about a task."""
+        """Read what the client wrote about a task; what makes no sense counts as not written."""
         wish = (ts.annotations or {}).get(REQUEST)
-        asked = wish if wish is not None else _UNTAGGED
+        try:
+            request = request_of(_UNTAGGED if wish is None else _checked(wish))
+        except Exception:  # the books must have a task all the same, and those that come after it
+            logger.exception("task %s asks for what makes no sense: one core is booked", ts.key)
+            wish, request = None, request_of(_UNTAGGED)
         return cls(
-            request=_request(*[asked[name] for name in _UNTAGGED]),
+            request=request,
             name=wish["name"] if wish else str(ts.key),
             client=wish["client"] if wish else None,
             warm_key=wish["warm_key"] if wish else None,
@@ -95,12 +103,35 @@ class TaskRecord:
         )
 
 
+def request_of(wish: Mapping[str, Any]) -> Resources:
+    """Read a request that came in a message; tasks that ask for the same share it.
+
+    Raises
+    ------
+    InvalidQuantity, KeyError, TypeError
+        It is none.
+    """
+    return _request(*[wish[name] for name in _UNTAGGED])
+
+
 @lru_cache(maxsize=4096)
 def _request(
     cores: int, gpu_units: int, memory_bytes: int | None, time_s: float | None
 ) -> Resources:
-    """Build a request; tasks that ask for the same share it."""
-    return Resources(cores=cores, gpu_units=gpu_units, memory_bytes=memory_bytes, time_s=time_s)
+    gpus = gpu_units / GPU_UNIT
+    return Resources.parse(cores=cores, gpus=gpus, memory=memory_bytes, time=time_s)
+
+
+def _checked(wish: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Check what is not a number: the queue sorts and counts by it."""
+    is_sound = (
+        isinstance(wish["name"], str)
+        and isinstance(wish["order"], (int, NoneType))
+        and all(isinstance(wish[key], (str, NoneType)) for key in ("client", "warm_key", "pool"))
+    )
+    if not is_sound:
+        raise TypeError(f"{wish!r} is no request")
+    return wish
 
 
 def rank_of(ts: TaskState, record: TaskRecord) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from exadask.runtime.segment import Segment
 _HEADER = struct.Struct("!QI")
 _FDS_PER_CALL = 250  # the kernel takes at most 253 in one message
 _RECEIVE_BYTES = 2**18
+_LONGEST = 2**40  # what is longer is no frame, and would be waited for in vain
 
 
 class _MessagePickler(pickle.Pickler):
@@ -107,9 +108,17 @@ class Decoder:
         return bool(data)
 
     def messages(self) -> Iterator[Any]:
-        """Give every complete message."""
+        """Give every complete message.
+
+        Raises
+        ------
+        Exception
+            What has arrived is no message: nothing that follows is one.
+        """
         while len(self._bytes) >= _HEADER.size:
             length, n_fds = _HEADER.unpack_from(self._bytes)
+            if length > _LONGEST or n_fds > length:
+                raise ValueError(f"no frame has {length} bytes and {n_fds} descriptors")
             end = _HEADER.size + length
             if len(self._bytes) < end:
                 return

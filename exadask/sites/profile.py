@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from exadask.errors import InvalidRequest, SiteError
+from exadask.errors import InvalidRequest, SiteError, shown
 from exadask.pool import Pool
 from exadask.sites.merging import combined, on_top, part_on_top
 from exadask.sites.model import Match, PoolEntry, Profile, Site, Source, Stated
@@ -197,7 +198,9 @@ def _located(name: str, folders: Sequence[Path], visited: Sequence[Path]) -> Pat
 
 
 def _located_path(name: str, visited: Sequence[Path]) -> Path:
-    path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser raises for ~nobody
+    path = Path(name)
+    with contextlib.suppress(ValueError):  # no user can be called so
+        path = Path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser raises for ~nobody
     if visited and not path.is_absolute():
         path = visited[-1].parent / path
     if path in visited:
@@ -267,7 +270,7 @@ def _layers(
         below = _layers(base, folders, visited, found)
         problems += [f"in {base}: {one}" for one in found]
     elif extends is not None:
-        problems.append(f"extends: {extends!r} is not the name or path of a profile.")
+        problems.append(f"extends: {shown(extends)} is not the name or path of a profile.")
     return on_top(below, read_layer(table, path, below.sources, problems))
 
 

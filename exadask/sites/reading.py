@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exadask.errors import InvalidRequest
+from exadask.errors import InvalidRequest, shown
 from exadask.pool import FACTS, Pool
 from exadask.sites.model import PROVENANCES, Match, Note, Source, Stated
 
@@ -267,7 +267,9 @@ class _Reader:
         if name is None:
             return usual
         if not isinstance(name, str) or name not in self._sources:
-            self._problem(where, f"{name!r} is not in [sources]. {near(name, self._sources)}")
+            self._problem(
+                where, f"{shown(name)} is not in [sources]. {near(shown(name), self._sources)}"
+            )
             return usual
         return self._sources[name]
 
@@ -331,5 +333,5 @@ def fact_problem(key: str, value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = shown(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -19,6 +19,7 @@ _BASE = {
     "job_status",
     "pool",
     "pool_facts",
+    "texts",
     "toml_file",
 }
 _ALLOWED = {
@@ -35,7 +36,7 @@ _ALLOWED = {
     | {"batch", "core"}
     | _BASE,
     "submitter": {"executor", "future", "packing", "tasks"} | _BASE,
-    "files": {"errors"},
+    "files": {"errors", "texts"},
     "tasks": {"active", "future", "runtime"} | _BASE,
     "commands": {"active", "future", "runtime", "tasks"} | _BASE,
     "active": {"executor", "future", "lifetime", "runtime"} | _BASE,
@@ -56,9 +57,10 @@ _ALLOWED = {
     "config": _BASE,
     "resources": _BASE,
     "pool": _BASE,
-    "pool_facts": {"cpulist", "errors", "units"},
+    "pool_facts": {"cpulist", "errors", "texts", "units"},
     "job_status": set[str](),
     "cpulist": set[str](),
+    "texts": set[str](),
     "toml_file": {"errors"},
     "units": {"errors"},
     "errors": set[str](),

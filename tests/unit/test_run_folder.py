@@ -64,8 +64,9 @@ def test_a_run_that_others_could_have_written_is_not_trusted(tmp_path: Path) -> 
 def test_closing_removes_what_is_secret(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path)
     create_certificates(run.tls)
-    run.publish({"address": "x"})
-    assert run.published() == {"address": "x"}
+    facts = {"address": "tls://x:1", "host": "here", "pid": 7}
+    run.publish(facts)
+    assert run.published() == facts
     run.close()
     assert not run.tls.exists()
     with pytest.raises(RunFolderError, match="exadask up"):
