@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from exadask.executor import Executor
     from exadask.files import File
     from exadask.future import Future
-    from exadask.inside import checkpoint_dir, time_left
+    from exadask.inside import checkpoint_dir
     from exadask.inside import on_notice as on_notice
+    from exadask.inside import time_left as time_left
+    from exadask.mpi_task import mpi
     from exadask.pool import Pool
     from exadask.resources import NodeShape, Resources
     from exadask.tasks import Task as Task
@@ -40,8 +42,8 @@ __all__ = [
     "checkpoint_dir",
     "command",
     "errors",
+    "mpi",
     "task",
-    "time_left",
     "wait",
 ]
 
@@ -59,6 +61,7 @@ _HOME = {
     "broadcast": "exadask.active",
     "checkpoint_dir": "exadask.inside",
     "command": "exadask.commands",
+    "mpi": "exadask.mpi_task",
     "on_notice": "exadask.inside",
     "task": "exadask.tasks",
     "time_left": "exadask.inside",

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exadask.errors import CommandFailed, InvalidRequest
+from exadask.ranks import OF_RANKS, check_launcher, parse_ranks
+from exadask.runtime.ranks import Layout, prefix
 from exadask.tasks import Task, TaskOptions
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _TAIL_BYTES = 4000
 _ECHO_BYTES = 65536
 _FOLDER = "exadask-commands"
+_PREFIX = "EXADASK_MPIEXEC"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +66,7 @@ def command(
     *,
     check: bool = True,
     directory: str | os.PathLike[str] | None = None,
+    launcher: str | None = None,
     **options: Any,
 ) -> Command:
     """Make a shell command a task.
@@ -77,8 +81,13 @@ def command(
     directory : path, optional
         Where all its calls run. None: each in a new directory under ``exadask-commands``; values
         that are paths of existing files are then given as absolute paths.
+    launcher : str, optional
+        What starts the ranks of an MPI program; see `exadask.mpi_task.mpi`.
     **options
-        As for `exadask.task`.
+        As for `exadask.task`. With ``ranks``, ``cores_per_rank``, ``gpus_per_rank`` or
+        ``memory_per_rank`` it is an MPI program, and its ranks run as `exadask.mpi_task.mpi` says. A
+        command that mentions ``$EXADASK_MPIEXEC`` starts its ranks itself, with these words
+        before the program.
 
     Returns
     -------
@@ -101,10 +110,21 @@ def command(
         raise InvalidRequest(f"command() got {template!r}.", "Give the command as a text.")
     if directory is not None and not isinstance(directory, (str, os.PathLike)):
         raise InvalidRequest(f"directory={directory!r} is not valid.", "Give a path.")
+    check_launcher(launcher)
+    layout, said = None, {"name": _program(template), **options}
+    if launcher is not None or any(name in options for name in OF_RANKS):
+        layout, parsed = parse_ranks(said)
+    else:
+        parsed = TaskOptions.parse(said)
     shell = _Shell(
-        template, _fields(template), check, None if directory is None else str(directory)
+        template=template,
+        fields=_fields(template),
+        check=check,
+        directory=None if directory is None else str(directory),
+        layout=layout,
+        launcher=launcher,
     )
-    return Command(shell, TaskOptions.parse({"name": _program(template), **options}))
+    return Command(shell, parsed)
 
 
 class Command(Task[Any, CommandResult]):
@@ -118,6 +138,14 @@ class Command(Task[Any, CommandResult]):
     def fields(self) -> tuple[str, ...]:
         """Names of the values that it needs."""
         return self._shell.fields
+
+    def with_options(self, **options: Any) -> Command:
+        """Return the same command with other options; for one with ranks also those."""
+        shell = self._shell
+        if shell.layout is None:
+            return Command(shell, TaskOptions.parse(options, self.options))
+        layout, parsed = parse_ranks(options, shell.layout, self.options)
+        return Command(shell.with_layout(layout), parsed)
 
     def submit(self, /, *args: Any, **values: Any) -> Future[CommandResult]:
         """Run the command as a task of the active executor.
@@ -164,11 +192,30 @@ class _Shell:
     """What runs the command, wherever that is."""
 
     def __init__(
-        self, template: str, fields: tuple[str, ...], check: bool, directory: str | None
+        self,
+        *,
+        template: str,
+        fields: tuple[str, ...],
+        check: bool,
+        directory: str | None,
+        layout: Layout | None,
+        launcher: str | None,
     ) -> None:
         self.template, self.fields = template, fields
         self.check, self.directory = check, directory
+        self.layout, self.launcher = layout, launcher
         self.__name__ = _program(template)
+
+    def with_layout(self, layout: Layout) -> _Shell:
+        """Give the same for other ranks."""
+        return _Shell(
+            template=self.template,
+            fields=self.fields,
+            check=self.check,
+            directory=self.directory,
+            layout=layout,
+            launcher=self.launcher,
+        )
 
     def check_values(self, args: tuple[Any, ...], values: Mapping[str, Any]) -> None:
         if args:
@@ -189,10 +236,20 @@ class _Shell:
         self.check_values(args, values)
         texts = {name: shlex.quote(_text(value)) for name, value in values.items()}
         line = self.template.format(**texts)
+        run, environment = line, None
+        if self.layout is not None:
+            words, environment = prefix(self.layout, self.launcher)
+            environment[_PREFIX] = shlex.join(words)
+            run = line if _PREFIX in self.template else f"${_PREFIX} {line}"
         directory = self._directory()
         with (directory / "stdout").open("wb") as out, (directory / "stderr").open("wb") as err:
             ended = subprocess.run(
-                ["/bin/sh", "-c", line], cwd=directory, stdout=out, stderr=err, check=False
+                ["/bin/sh", "-c", run],
+                cwd=directory,
+                stdout=out,
+                stderr=err,
+                env=environment,
+                check=False,
             )
         result = CommandResult(command=line, exit_code=ended.returncode, directory=directory)
         sys.stdout.write(_tail(directory / "stdout", _ECHO_BYTES))

@@ -16,7 +16,8 @@ from exadask.units import parse_bytes, parse_node_seconds, parse_seconds
 _PREFIX = "EXADASK_"
 _NOT_SETTINGS = (
     *("EXADASK_GPUS", "EXADASK_GPU_VENDOR", "EXADASK_NODE_SHAPE"),
-    *("EXADASK_SCRATCH", "EXADASK_SLOT"),
+    *("EXADASK_SCRATCH", "EXADASK_SLOT", "EXADASK_MPIEXEC"),
+    *("EXADASK_RANK_CORES", "EXADASK_RANK_GPUS", "EXADASK_RANK_GPU_VARIABLE"),
 )
 
 

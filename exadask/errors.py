@@ -27,6 +27,7 @@ __all__ = [
     "NodeLost",
     "NotSerializable",
     "QueryFailed",
+    "RanksFailed",
     "RecipeError",
     "RemoteError",
     "RunFolderError",
@@ -228,6 +229,22 @@ class DependencyFailed(ExadaskError):
         return (
             f"task {self.task!r} did not run, because an input failed ({path}): "
             f"{self.root_error}. Repair {self.chain[-1]!r}; its full traceback is the cause above."
+        )
+
+
+class RanksFailed(ExadaskError):
+    """The ranks of an MPI program ended badly, and none of them has raised an exception."""
+
+    def __init__(self, task: str, n_ranks: int, exit_code: int, tail: str) -> None:
+        super().__init__(task, n_ranks, exit_code, tail)
+        self.task, self.n_ranks, self.exit_code, self.tail = task, n_ranks, exit_code, tail
+
+    def __str__(self) -> str:
+        tail = f"\nThe end of its standard error:\n{self.tail.rstrip()}" if self.tail else ""
+        return (
+            f"the {self.n_ranks} ranks of task {self.task!r} ended with exit code "
+            f"{self.exit_code}: one was killed, crashed, or called MPI_Abort; see the task's "
+            f"stdout() too.{tail}"
         )
 
 

@@ -38,7 +38,9 @@ _ALLOWED = {
     "submitter": {"executor", "future", "packing", "tasks"} | _BASE,
     "files": {"errors", "texts"},
     "tasks": {"active", "future", "runtime"} | _BASE,
-    "commands": {"active", "future", "runtime", "tasks"} | _BASE,
+    "commands": {"active", "future", "ranks", "runtime", "tasks"} | _BASE,
+    "mpi_task": {"ranks", "runtime", "tasks"} | _BASE,
+    "ranks": {"runtime", "tasks"} | _BASE,
     "active": {"executor", "future", "lifetime", "runtime"} | _BASE,
     "deputy": {"executor"},
     "executor": {"future", "handover", "intake", "lifetime", "mapped", "opening", "packing"}
@@ -71,6 +73,7 @@ _ALLOWED = {
         "files",
         "future",
         "inside",
+        "mpi_task",
         "pool",
         "tasks",
         "waiting",

@@ -460,10 +460,12 @@ def test_a_scratch_that_cannot_be_made(tmp_path: Path) -> None:
     assert "scratch=" in done.stderr
 
 
-@pytest.mark.skipif(shutil.which("mpiexec") is None, reason="no mpiexec")
+@pytest.mark.skipif(shutil.which("mpiexec.mpich") is None, reason="no mpiexec of MPICH")
 def test_mpiexec_gives_ranks(tmp_path: Path) -> None:
+    (tmp_path / "mpiexec").symlink_to(shutil.which("mpiexec.mpich") or "")  # whatever else is there
+    path = f"{tmp_path}:{os.environ['PATH']}"
     request = request_for("slurm", tmp_path / "it's", launcher="mpiexec", code=_PRINT_ARGV)
-    done = run(request, SLURM_PROCID="9")  # there too, and wrong
+    done = run(request, SLURM_PROCID="9", PATH=path)  # the number is there too, and wrong
     ranks = sorted(line.split()[-1] for line in done.stdout.splitlines())
     assert ranks == ["0", "1"], done.stderr
     assert request.exit_record.read_text() == "0\n"

@@ -31,6 +31,7 @@ _EXAMPLES: list[errors.ExadaskError] = [
     errors.NodeLost("relax", ("node-1", "node-2")),
     errors.NotSerializable("the function", "closure variable 'lock'", "cannot pickle"),
     errors.QueryFailed("squeue -j 7", "timed out"),
+    errors.RanksFailed("solve", 4, 9, "Killed"),
     errors.RecipeError("no recipe 'g3'.", "Did you mean 'g2'?"),
     errors.RemoteError("relax", "mod.Strange", "odd", "Traceback ..."),
     errors.RunFolderError("/scratch/run", "no space left", "Choose another."),

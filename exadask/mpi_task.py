@@ -1,0 +1,244 @@
+"""``@mpi``: functions that several ranks run together, with an mpi4py communicator."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import IO, Any, Literal, TypeVar
+
+import cloudpickle
+
+from exadask.errors import InvalidRequest, RanksFailed, RemoteError
+from exadask.ranks import check_launcher, parse_ranks
+from exadask.runtime.rank import Orders, Problem
+from exadask.runtime.ranks import Layout, prefix
+from exadask.tasks import Task, TaskOptions, name_of
+
+T = TypeVar("T")
+
+Gather = Literal["root", "all"]
+_TAIL_LINES = 40
+_RANK = "import sys; sys.path[:] = {path!r}; from exadask.runtime.rank import main; main({file!r})"
+
+
+def mpi(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    ranks: int = 1,
+    cores_per_rank: int = 1,
+    gpus_per_rank: float = 0,
+    memory_per_rank: int | float | str | None = None,
+    gather: Gather = "root",
+    launcher: str | None = None,
+    **options: Any,
+) -> Any:
+    """Make a function an MPI program: all its ranks run it, and its value is rank 0's.
+
+    The ranks of a call run on one node, each on its own cores and GPUs. Needs mpi4py
+    (``pip install exadask[mpi]``) and an ``mpiexec`` on the nodes.
+
+    Parameters
+    ----------
+    function : callable
+        Its first argument is the communicator of all ranks, an ``mpi4py.MPI.Comm``; the others are
+        those of the call.
+    ranks : int
+        How many run it [ranks].
+    cores_per_rank, gpus_per_rank, memory_per_rank
+        What each rank asks for: whole cores, whole GPUs or a share of one, "8GiB" or bytes. Memory
+        is enforced for all ranks together.
+    gather : {"root", "all"}
+        Whether the value of a call is rank 0's, or the list of all ranks'.
+    launcher : str, optional
+        What starts the ranks, for sites without an ``mpiexec``; ``{ranks}`` and ``{cores}`` stand
+        for numbers: "srun --overlap --exact -n {ranks} -c {cores}". None: the mpiexec that is
+        found, of MPICH, Intel MPI or Open MPI.
+    **options
+        As for `exadask.task`, but for ``cores``, ``gpus``, ``memory``, ``setup``, ``isolation`` and
+        ``bundle``.
+
+    Returns
+    -------
+    MpiTask
+        ``submit`` and ``map`` run it on ranks; called directly, with a communicator, it is the
+        plain function.
+
+    Raises
+    ------
+    InvalidQuantity, InvalidRequest
+        An option makes no sense.
+
+    Examples
+    --------
+    >>> @mpi(ranks=4, cores_per_rank=2, memory_per_rank="1GiB", time="5m")
+    ... def total(comm, values):
+    ...     return comm.allreduce(sum(values[comm.rank :: comm.size]))
+    >>> total.options.request
+    Resources(cores=8, memory='4.00 GiB', time='5m')
+    """
+    said = {
+        "ranks": ranks,
+        "cores_per_rank": cores_per_rank,
+        "gpus_per_rank": gpus_per_rank,
+        "memory_per_rank": memory_per_rank,
+    }
+    layout, parsed = parse_ranks({**options, **said})
+    if gather not in ("root", "all"):
+        raise InvalidRequest(f"gather={gather!r} is not valid.", "Give 'root' or 'all'.")
+    check_launcher(launcher)
+
+    def decorate(function: Callable[..., Any]) -> MpiTask:
+        if not callable(function) or isinstance(function, type):
+            raise InvalidRequest(
+                f"@mpi was put on {function!r}, which is not a function.",
+                "Options go by name: @mpi(ranks=4).",
+            )
+        return MpiTask(_Ranks(function, layout, gather, launcher), parsed)
+
+    return decorate(function) if function is not None else decorate
+
+
+class MpiTask(Task[Any, Any]):
+    """A function that ranks run together; made by `mpi`."""
+
+    def __init__(self, function: _Ranks, options: TaskOptions) -> None:
+        super().__init__(function, options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the plain function here, with a communicator of one's own."""
+        return self.function.body(*args, **kwargs)  # type: ignore[attr-defined]  # it is of ranks
+
+    def submit(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run it on ranks, as a task of the active executor; see `exadask.tasks.Task.submit`.
+
+        Raises
+        ------
+        InvalidRequest
+            There is no mpi4py.
+        """
+        _require_mpi4py()
+        return super().submit(*args, **kwargs)
+
+    def with_options(self, **options: Any) -> MpiTask:
+        """Return the same task with other options, ``ranks`` and what each asks for among them."""
+        ranks: _Ranks = self.function  # type: ignore[assignment]  # what it was made of
+        layout, parsed = parse_ranks(options, ranks.layout, self.options)
+        return type(self)(_Ranks(ranks.body, layout, ranks.gather, ranks.launcher), parsed)
+
+
+class _Ranks:
+    """What starts the ranks, in the process of the task."""
+
+    def __init__(
+        self, function: Callable[..., Any], layout: Layout, gather: Gather, launcher: str | None
+    ) -> None:
+        self.body, self.layout = function, layout
+        self.gather, self.launcher = gather, launcher
+        self.__name__ = name_of(function)
+        self.__module__ = getattr(function, "__module__", __name__)
+        self.__qualname__ = getattr(function, "__qualname__", self.__name__)
+        self.__doc__ = getattr(function, "__doc__", None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        n_ranks = self.layout.ranks
+        with ExitStack() as files:
+            problems = [files.enter_context(_shared_file()) for _ in range(n_ranks)]
+            n_results = n_ranks if self.gather == "all" else 1
+            results = [files.enter_context(_shared_file()) for _ in range(n_results)]
+            orders = Orders(
+                n_ranks=n_ranks,
+                call=cloudpickle.dumps((self.body, args, kwargs), protocol=5),
+                sys_path=tuple(sys.path),
+                results=(*map(_path_of, results), *[""] * (n_ranks - n_results)),
+                problems=tuple(map(_path_of, problems)),
+            )
+            order = files.enter_context(_shared_file())
+            order.write(pickle.dumps(orders))
+            order.flush()
+            words, environment = prefix(self.layout, self.launcher)
+            code = _RANK.format(path=list(sys.path), file=_path_of(order))
+            program = [sys.executable, "-X", "faulthandler", "-c", code]
+            exit_code, tail = _run([*words, *program], environment)
+            for rank, file in enumerate(problems):
+                if _size_of(file):
+                    raise self._raised(rank, pickle.loads(_content_of(file)))
+            missing = [rank for rank, file in enumerate(results) if not _size_of(file)]
+            if exit_code != 0 or missing:
+                raise RanksFailed(self.__name__, n_ranks, exit_code, tail)
+            values = [pickle.loads(_content_of(file)) for file in results]
+        return values if self.gather == "all" else values[0]
+
+    def _raised(self, rank: int, problem: Problem) -> BaseException:
+        """Give what a rank raised, as if it had been raised here."""
+        name = self.__name__
+        try:
+            error = pickle.loads(problem.error) if problem.error is not None else None
+        except Exception:  # the user's classes decide what unpickling raises
+            error = None
+        if type(error).__name__ == "_WrongWorld":
+            return InvalidRequest(f"task {name!r} cannot run:", str(error))
+        if not isinstance(error, BaseException):
+            kind, _, text = problem.summary.partition(": ")
+            error = RemoteError(name, kind, text, problem.traceback)
+        if hasattr(error, "add_note"):
+            error.add_note(
+                f"raised by rank {rank} of {self.layout.ranks}:\n{problem.traceback.rstrip()}"
+            )
+        return error
+
+
+def _require_mpi4py() -> None:
+    if importlib.util.find_spec("mpi4py") is None:
+        raise InvalidRequest(
+            "functions on ranks need mpi4py, which is not installed.",
+            "On a laptop: python -m pip install mpi4py mpich. At a site, with its MPI module "
+            "loaded: python -m pip install --no-binary mpi4py mpi4py",
+        )
+
+
+def _run(words: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command; give its exit code and the end of what it wrote to standard error."""
+    with subprocess.Popen(
+        words, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stderr is not None
+        tail: deque[bytes] = deque(maxlen=_TAIL_LINES)
+        reading = threading.Thread(target=_pass_on, args=(process.stderr, tail), daemon=True)
+        reading.start()
+        process.wait()
+        reading.join()
+    return process.returncode, b"".join(tail).decode(errors="replace")
+
+
+def _pass_on(pipe: IO[bytes], tail: deque[bytes]) -> None:
+    for line in pipe:
+        tail.append(line)
+        os.write(2, line)
+
+
+@contextmanager
+def _shared_file() -> Iterator[IO[bytes]]:
+    """Make a file of memory that other processes of this user can open, and that leaves nothing."""
+    with os.fdopen(os.memfd_create("exadask-rank"), "w+b") as file:
+        yield file
+
+
+def _path_of(file: IO[bytes]) -> str:
+    return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+
+
+def _size_of(file: IO[bytes]) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _content_of(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
