@@ -154,6 +154,25 @@ class RunFolder:
         draft.replace(path)
         return path
 
+    @contextlib.contextmanager
+    def being_written(self) -> Iterator[None]:
+        """Say of what is written here meanwhile that the folder is to blame if it cannot be.
+
+        Raises
+        ------
+        RunFolderError
+            No room, or no right to write.
+        """
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                str(self.path),
+                error.strerror or str(error),
+                "Make room, or restore the right to write; or choose another: run_folder=, or "
+                "EXADASK_RUN_FOLDER.",
+            ) from error
+
     def publish(self, facts: Mapping[str, Any]) -> None:
         """Tell where the scheduler listens."""
         self.write_private(_CLUSTER, facts)
