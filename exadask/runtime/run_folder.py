@@ -17,6 +17,7 @@ exadask-runs/latest                      a link to the last one
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from typing import Any
 from exadask.errors import RunFolderError
 
 RUNS = "exadask-runs"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _CLUSTER, _TARGET = "cluster.json", "run.json"
 
 
@@ -166,6 +168,8 @@ class RunFolder:
         try:
             yield
         except OSError as error:
+            if error.filename is None and error.errno not in _NO_ROOM:  # of a network, say
+                raise
             raise RunFolderError(
                 str(self.path),
                 error.strerror or str(error),

@@ -71,7 +71,8 @@ class SchedulerHost:
             self.run.depot.mkdir(mode=0o700)
         settings = NETWORK_SETTINGS | {"distributed.scheduler.http.routes": _routes(self._config)}
         self._cleanup.enter_context(dask.config.set(settings))
-        self.scheduler = await self._listen(host)
+        with self.run.being_written():  # Dask makes folders in the depot
+            self.scheduler = await self._listen(host)
         self.plugin = HoldThenPlace(self._config.reserve_after_s)
         self.scheduler.add_plugin(self.plugin)
         await self.plugin.start(self.scheduler)

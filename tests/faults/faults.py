@@ -35,21 +35,22 @@ class Faults:
         Where all is kept.
     chance : random.Random
         Decides what is hit.
+    machine : str
+        Where the workload runs; see `Injector`.
     """
 
-    def __init__(self, folder: Path, chance: random.Random) -> None:
+    def __init__(self, folder: Path, chance: random.Random, machine: str) -> None:
         self._folder, self._chance = folder, chance
         self._driver: subprocess.Popen[str] | None = None
         self._network: int | None = None
         self._healing: list[tuple[float, Callable[[], object]]] = []
         self.killed_at: dict[int, float] = {}
-        self.is_alone = os.geteuid() == 0  # in a network of its own, which only root can make
-
-    def prepare(self, machine: str) -> None:
-        """Make what the workload finds in its folder, so that it can be broken later."""
+        self._machine = machine
+        # In a network of its own, which only root can make, and nobody else must be in.
+        self.is_alone = os.geteuid() == 0 and machine in ("embedded", "pool")
         if machine == "pool":
-            _write_skew(self._folder / "clock", 0)
-            _build(_SOURCE, self._folder / "skew.so")
+            _write_skew(folder / "clock", 0)
+            _build(_SOURCE, folder / "skew.so")
 
     def command(self, argv: list[str]) -> list[str]:
         """Let a driver start so that it can be broken: with its own loopback, and few rights."""
@@ -65,7 +66,7 @@ class Faults:
         self._driver = driver
         self._forget_network()
 
-    def of(self, machine: str, *, is_gentle: bool) -> list[tuple[str, Fault]]:
+    def possible(self, *, is_gentle: bool) -> list[tuple[str, Fault]]:
         """Name the faults that can hit a workload; gentle ones leave driver and disk alone."""
         found: list[tuple[str, Fault]] = [
             ("children killed", partial(self._signal_one, _CHILD, kill=True)),
@@ -73,15 +74,20 @@ class Faults:
             ("children stopped", partial(self._signal_one, _CHILD, kill=False)),
             ("drivers stopped", self._stop_driver),
         ]
-        if machine == "pool":
+        if self._machine != "embedded":
             found += [
                 ("agents killed", partial(self._signal_one, _AGENT, kill=True)),
                 ("agents stopped", partial(self._signal_one, _AGENT, kill=False)),
+            ]
+        if self._machine == "pool":
+            found += [
                 ("job scripts killed", self._kill_script),
                 ("connections broken", self._break_connection),
                 ("networks cut", self._cut_network),
                 ("clocks set wrong", self._set_clock),
             ]
+        if self._machine == "slurm":
+            found += [("jobs cancelled", self._cancel_job), ("nodes down", self._down_node)]
         if not is_gentle:
             found += [
                 ("drivers killed", self.kill_driver),
@@ -89,7 +95,7 @@ class Faults:
                 ("disks filled", self._fill_disk),
                 ("rights taken", self._take_rights),
             ]
-            if machine == "pool":
+            if self._machine == "pool":
                 found.append(("agents given up", self._stop_agent_for_long))
         return found
 
@@ -114,15 +120,26 @@ class Faults:
     # -- processes ------------------------------------------------------------------------------
 
     def _found(self, word: str) -> list[psutil.Process]:
-        """Find the processes below the driver whose command has this word."""
-        assert self._driver is not None
+        """Find the processes of the workload whose command has this word."""
         found = []
-        with contextlib.suppress(psutil.Error):
-            for one in psutil.Process(self._driver.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):
-                    if any(word in argument for argument in one.cmdline()):
-                        found.append(one)
+        for top in self._tops():
+            with contextlib.suppress(psutil.Error):
+                for one in (top, *top.children(recursive=True)):
+                    with contextlib.suppress(psutil.Error):
+                        if any(word in argument for argument in one.cmdline()):
+                            found.append(one)
         return found
+
+    def _tops(self) -> list[psutil.Process]:
+        """Give the driver, or the agents that a batch system has started."""
+        assert self._driver is not None
+        if self._machine in ("embedded", "pool"):
+            return [psutil.Process(self._driver.pid)] if self._driver.poll() is None else []
+        return [
+            one
+            for one in psutil.process_iter(["cmdline"])
+            if _AGENT in (words := one.info["cmdline"] or []) and str(self._runs) in "".join(words)
+        ]
 
     def _signal_one(self, word: str, *, kill: bool) -> bool:
         found = self._found(word)
@@ -175,6 +192,26 @@ class Faults:
             self._stop(psutil.Process(self._driver.pid), 0.1, 1.0)
             return True
         return False
+
+    # -- Slurm ----------------------------------------------------------------------------------
+
+    def _cancel_job(self) -> bool:
+        """End an allocation as an operator would."""
+        jobs = _run("squeue", "-h", "-t", "R", "-o", "%i").split()
+        if not jobs:
+            return False
+        _run("scancel", self._chance.choice(jobs))
+        return True
+
+    def _down_node(self) -> bool:
+        """Take a node away, with all that runs there; it comes back."""
+        nodes = _run("sinfo", "-h", "-N", "-p", "cpu", "-t", "alloc,mix", "-o", "%N").split()
+        if not nodes:
+            return False
+        node = self._chance.choice(nodes)
+        _run("scontrol", "update", f"nodename={node}", "state=down", "reason=fault")
+        self._heal_in(2, 6, partial(_run, "scontrol", "update", f"nodename={node}", "state=resume"))
+        return True
 
     # -- network and clock ----------------------------------------------------------------------
 
@@ -284,6 +321,11 @@ class Faults:
         size = chosen.stat().st_size
         os.truncate(chosen, size - self._chance.randint(1, min(size, 64 * _SECTOR)))
         return True
+
+
+def _run(*argv: str) -> str:
+    """Run a command of the batch system, which may find that things have changed meanwhile."""
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout
 
 
 def _resume(process: psutil.Process) -> None:

@@ -44,8 +44,7 @@ class Injector:
         self._folder, self._chance, self._n_tasks = folder, random.Random(seed), n_tasks
         self._seed, self._machine = seed, machine
         self._marks = folder / "marks"
-        self._faults = Faults(folder, self._chance)
-        self._faults.prepare(machine)
+        self._faults = Faults(folder, self._chance, machine)
         self._driver: subprocess.Popen[str] | None = None
         self._deck: list[tuple[str, Fault]] = []
         self.outcome = Outcome()
@@ -53,7 +52,7 @@ class Injector:
     def run(self, *, for_s: float) -> Outcome:
         """Inject faults for so long [s], and let the workload come to its end."""
         end_s = time.monotonic() + for_s
-        faults = self._faults.of(self._machine, is_gentle=False)
+        faults = self._faults.possible(is_gentle=False)
         while True:
             self._start()
             finished = self._break_things(faults, end_s)
@@ -65,7 +64,7 @@ class Injector:
     def run_rounds(self, *, for_s: float) -> tuple[Outcome, Growth]:
         """Let one driver do the same again and again, and see whether it grows."""
         self._start("--rounds", str(for_s))
-        faults = self._faults.of(self._machine, is_gentle=True)
+        faults = self._faults.possible(is_gentle=True)
         finished = self._break_things(faults, time.monotonic() + for_s, _LONG_PAUSE_S)
         assert finished is not None, "nobody has killed it"
         told = json.loads(finished)
@@ -73,11 +72,15 @@ class Injector:
         self._wait_for_the_end()
         return self.outcome, Growth(told["sizes"])
 
-    def run_and_kill(self, n_kills: int) -> Outcome:
-        """Kill nothing but the driver, so often, at moments all over the run."""
+    def run_and_kill(self, n_kills: int, *, is_early_too: bool = True) -> Outcome:
+        """Kill nothing but the driver, so often, at moments all over the run.
+
+        Some come early, when it is about to open the run and has done nothing.
+        """
         for _ in range(n_kills):
             self._start()
-            self._wait_for_a_moment(self._n_tasks // n_kills)
+            is_early = is_early_too and self._chance.random() < _SHARE_OF_EARLY
+            self._wait_for_a_moment(self._n_tasks // n_kills, is_early=is_early)
             assert self._driver is not None
             assert self._driver.poll() is None, f"it has ended by itself: {self._log_tail()}"
             self.outcome.injected["drivers killed"] += self._faults.kill_driver()
@@ -89,11 +92,11 @@ class Injector:
         self.outcome.note_repeats(self._marks, self._faults.killed_at)
         return self.outcome
 
-    def _wait_for_a_moment(self, most: int) -> None:
+    def _wait_for_a_moment(self, most: int, *, is_early: bool) -> None:
         """Wait for some more work to be done, or only so long that it may just have begun."""
         driver, wanted = self._driver, self._n_executions() + self._chance.randint(1, most)
         assert driver is not None
-        if self._chance.random() < _SHARE_OF_EARLY:
+        if is_early:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 driver.wait(self._chance.uniform(0, _SOON_S))
             return

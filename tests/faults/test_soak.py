@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-@pytest.mark.parametrize(("machine", "seed", "for_s"), [("embedded", 1, 40), ("pool", 2, 80)])
+@pytest.mark.parametrize(("machine", "seed", "for_s"), [("embedded", 1, 30), ("pool", 2, 75)])
 def test_nothing_is_wrong_and_nothing_is_lost(
     folder: Path, machine: str, seed: int, for_s: float, capsys: pytest.CaptureFixture[str]
 ) -> None:

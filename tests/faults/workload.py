@@ -109,12 +109,11 @@ def campaign(options: dict[str, Any], n_tasks: int, seed: int) -> dict[str, Any]
     order = list(range(n_tasks))
     random.Random(seed).shuffle(order)
     with xd.Executor(run_folder=runs, kill_grace_s=0.2, **options) as executor:
+        cubed = active_executor("map").map(cube, order[: n_tasks // 2])
         squares = {place: executor.submit(square, place) for place in order}
         blocks = {place: executor.submit(block, place) for place in order[: n_tasks // 40]}
         climbs = {place: executor.submit(climb, place) for place in order[: n_tasks // 100]}
-        cubes = dict(
-            zip(order, active_executor("map").map(cube, order[: n_tasks // 2]), strict=False)
-        )
+        cubes = dict(zip(order, cubed, strict=False))
         sums = [
             executor.submit(total, squares[place], blocks.get(place, 0)) for place in order[::10]
         ]
@@ -165,14 +164,20 @@ def size(run_folder: Path) -> dict[str, int]:
     me = psutil.Process()
     temporary = Path(tempfile.gettempdir()).glob(f"exadask-{os.getpid()}-*")
     folders = [run_folder, HERE / "scratch", *temporary]
-    found = [one for folder in folders for one in folder.rglob("*")]
+    # An allocation keeps its log and its scripts.
+    found = [
+        name
+        for folder in folders
+        for parent, _, names in os.walk(folder)  # files may go meanwhile
+        for name in names
+        if not Path(parent).is_relative_to(run_folder / "allocations")
+    ]
     return {
         "memory [MiB]": me.memory_info().rss // 2**20,
         "descriptors": me.num_fds(),
         "threads": me.num_threads(),
         "processes": len(me.children(recursive=True)),
-        # An allocation keeps its log and its scripts.
-        "files": sum(not one.is_relative_to(run_folder / "allocations") for one in found),
+        "files": len(found),
     }
 
 
