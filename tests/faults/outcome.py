@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 _WARM_UP = 0.2
 # Growth that is no leak [in the unit of each]: caches fill, an agent comes before another goes.
-_ALLOWED = {"memory [MiB]": 24, "descriptors": 24, "threads": 8, "processes": 8, "files": 40}
+_ALLOWED = {"memory [MiB]": 24, "descriptors": 16, "threads": 8, "processes": 8, "files": 40}
 
 
 @dataclass(slots=True)
