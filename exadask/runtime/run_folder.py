@@ -206,7 +206,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Remove what must not outlive the scheduler: keys, address, spilled data."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # not there, or no right to write for now
             (self.path / _CLUSTER).unlink()
         for folder in (self.tls, self.depot):
             shutil.rmtree(folder, ignore_errors=True)

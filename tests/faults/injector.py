@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ _WORKLOAD = Path(__file__).with_name("workload.py")
 _PAUSE_S, _LONG_PAUSE_S = (0.2, 1.0), (0.5, 3.0)
 _STALL_S = 180.0
 _SHARE_OF_EARLY, _SOON_S = 0.25, 2.0
+_SHARE_OF_CUTS = 0.3
 _TAIL = 4000
 
 
@@ -53,23 +55,21 @@ class Injector:
         """Inject faults for so long [s], and let the workload come to its end."""
         end_s = time.monotonic() + for_s
         faults = self._faults.possible(is_gentle=False)
-        while True:
-            self._start()
-            finished = self._break_things(faults, end_s)
-            if finished is not None:
-                return self._take(finished)
-            if time.monotonic() < end_s and self._chance.random() < 0.3:
-                self.outcome.injected["journals cut"] += self._faults.cut_journal()
+        with self._nothing_left():
+            while (finished := self._drive(faults, end_s)) is None:
+                if time.monotonic() < end_s and self._chance.random() < _SHARE_OF_CUTS:
+                    self.outcome.injected["journals cut"] += self._faults.cut_journal()
+            return self._take(finished)
 
     def run_rounds(self, *, for_s: float) -> tuple[Outcome, Growth]:
         """Let one driver do the same again and again, and see whether it grows."""
-        self._start("--rounds", str(for_s))
         faults = self._faults.possible(is_gentle=True)
-        finished = self._break_things(faults, time.monotonic() + for_s, _LONG_PAUSE_S)
-        assert finished is not None, "nobody has killed it"
-        told = json.loads(finished)
-        self.outcome.take(told, self._marks, ())
-        self._wait_for_the_end()
+        with self._nothing_left():
+            self._start("--rounds", str(for_s))
+            finished = self._break_things(faults, time.monotonic() + for_s, _LONG_PAUSE_S)
+            assert finished is not None, "nobody has killed it"
+            told = json.loads(finished)
+            self.outcome.take(told, self._marks, ())
         return self.outcome, Growth(told["sizes"])
 
     def run_and_kill(self, n_kills: int, *, is_early_too: bool = True) -> Outcome:
@@ -77,20 +77,36 @@ class Injector:
 
         Some come early, when it is about to open the run and has done nothing.
         """
-        for _ in range(n_kills):
-            self._start()
-            is_early = is_early_too and self._chance.random() < _SHARE_OF_EARLY
-            self._wait_for_a_moment(self._n_tasks // n_kills, is_early=is_early)
-            assert self._driver is not None
-            assert self._driver.poll() is None, f"it has ended by itself: {self._log_tail()}"
-            self.outcome.injected["drivers killed"] += self._faults.kill_driver()
-            self._driver.communicate()
-        self._start()
-        finished = self._break_things([], 0)
-        assert finished is not None, "nobody has killed it"
-        self._take(finished)
+        with self._nothing_left():
+            for _ in range(n_kills):
+                self._start()
+                is_early = is_early_too and self._chance.random() < _SHARE_OF_EARLY
+                self._wait_for_a_moment(self._n_tasks // n_kills, is_early=is_early)
+                assert self._driver is not None
+                assert self._driver.poll() is None, f"it has ended by itself: {self._log_tail()}"
+                self.outcome.injected["drivers killed"] += self._faults.kill_driver()
+                self._driver.communicate()
+            finished = self._drive([], 0)
+            assert finished is not None, "nobody has killed it"
+            self._take(finished)
         self.outcome.note_repeats(self._marks, self._faults.killed_at)
         return self.outcome
+
+    @contextlib.contextmanager
+    def _nothing_left(self) -> Iterator[None]:
+        """Undo all faults at the end, and wait until nothing runs any more of all drivers."""
+        try:
+            yield
+        finally:
+            self._faults.close()
+            if self._driver is not None and self._driver.poll() is None:  # the test has failed
+                self._driver.kill()
+                self._driver.communicate()
+            eventually(lambda: not self._left(), timeout_s=30)
+
+    def _drive(self, faults: list[tuple[str, Fault]], end_s: float) -> str | None:
+        self._start()
+        return self._break_things(faults, end_s)
 
     def _wait_for_a_moment(self, most: int, *, is_early: bool) -> None:
         """Wait for some more work to be done, or only so long that it may just have begun."""
@@ -162,13 +178,7 @@ class Injector:
     def _take(self, printed: str) -> Outcome:
         wanted = [f"square-{place}" for place in range(self._n_tasks)]
         self.outcome.take(json.loads(printed), self._marks, wanted)
-        self._wait_for_the_end()
         return self.outcome
-
-    def _wait_for_the_end(self) -> None:
-        """Wait until nothing runs any more of all drivers."""
-        self._faults.close()
-        eventually(lambda: not self._left(), timeout_s=30)
 
     def _left(self) -> list[str]:
         """List the processes of this workload, whoever has started them."""

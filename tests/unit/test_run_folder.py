@@ -132,6 +132,14 @@ def test_an_allocation_that_has_just_begun_has_not_ended_whatever_the_clock_says
     assert Berth.of(posting, time.time() - 7200, {}).left_s == pytest.approx(60, abs=2)
 
 
+def test_a_folder_is_closed_even_if_something_cannot_be_removed(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    create_certificates(run.tls)
+    (run.path / "cluster.json").mkdir()  # as if there were no right to remove it
+    run.close()
+    assert not run.tls.exists()
+
+
 def test_what_cannot_be_written_is_the_fault_of_the_folder(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path)
     run.tls.touch()
