@@ -85,8 +85,8 @@ def command(
         What starts the ranks of an MPI program; see `exadask.mpi_task.mpi`.
     **options
         As for `exadask.task`. With ``ranks``, ``cores_per_rank``, ``gpus_per_rank`` or
-        ``memory_per_rank`` it is an MPI program, and its ranks run as `exadask.mpi_task.mpi` says. A
-        command that mentions ``$EXADASK_MPIEXEC`` starts its ranks itself, with these words
+        ``memory_per_rank`` it is an MPI program, and its ranks run as `exadask.mpi_task.mpi` says.
+        A command that mentions ``$EXADASK_MPIEXEC`` starts its ranks itself, with these words
         before the program.
 
     Returns

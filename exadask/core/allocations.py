@@ -185,6 +185,16 @@ class Allocation:
         if left_s is not None:
             self.ends_at = now + left_s
 
+    def believable_end(self, told_at: float) -> float:
+        """Bound when it ends as one of its nodes says, whose clock may be wrong [s].
+
+        It began after it was last seen waiting, and no later than it was seen running.
+        """
+        if self.ends_at is None:
+            return told_at
+        earliest_at = min(self.ends_at, self._last_waited_at + self.walltime_s)
+        return min(max(told_at, earliest_at), self.ends_at)
+
     def join(self, node: NodeId, now: float) -> None:
         """Note that a node has joined.
 

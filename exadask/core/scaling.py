@@ -174,6 +174,11 @@ class Fleet:
         if shape is not None:
             book.shape = shape  # a real node knows better than a profile
 
+    def believable_end(self, allocation: str, told_at: float) -> float:
+        """Bound when an allocation ends as one of its nodes says, whose clock may be wrong [s]."""
+        found = self._state.find(allocation)
+        return told_at if found is None else found.believable_end(told_at)
+
     def node_left(self, allocation: str, node: NodeId, now: float) -> None:
         """Note that a node has gone, for whatever reason."""
         found = self._state.find(allocation)

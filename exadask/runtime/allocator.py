@@ -130,7 +130,8 @@ class Allocator:
             n_earlier={name: self._run.n_allocations(name) for name in self._pools},
             spent_node_s=self._spent_node_s,
         )
-        self._reaper = Reaper(self._run)
+        with self._run.being_written():
+            self._reaper = Reaper(self._run)
         self._plugin.roster.observer = self
         self._plugin.on_waiting = self.poke
         self._plugin.why_no_node = self._why_no_node
@@ -191,6 +192,8 @@ class Allocator:
     def node_joined(self, node: NodeId, pool: str, allocation: str, shape: NodeShape) -> None:
         """Take the news that a node takes tasks from now on."""
         self._fleet.node_joined(allocation, node, self._now(), shape)
+        told_at = self._plugin.placement.nodes[node].ends_at
+        self._plugin.placement.set_end(node, self._fleet.believable_end(allocation, told_at))
         logger.info("node %s of pool %s joined: %s", node, pool, shape)
         self.poke()
 
@@ -224,6 +227,7 @@ class Allocator:
     def _tick(self) -> None:
         now = self._now()
         self._note_idle(now)
+        self._reaper.catch_up()
         if now >= self._next_poll_s and not self._is_polling and self._living():
             self._background.start(self._poll())
         self._rescue_late_results(now)
@@ -277,9 +281,12 @@ class Allocator:
             entry.is_over = True
             reason = f"{error.answer} {error.advice}".strip()
             self._refused(name, reason, is_permanent=error.is_permanent)
-        except (OSError, ExadaskError) as error:  # a folder that cannot be written, a bad pool
+        except ExadaskError as error:  # a bad pool
             entry.is_over = True
             self._refused(name, f"{error}", is_permanent=True)
+        except OSError as error:  # a disk that is full, or cannot be written: for now
+            entry.is_over = True
+            self._refused(name, f"{error}", is_permanent=False)
         else:
             self._fleet.submitted(name, str(entry.job), self._now())
             logger.info(

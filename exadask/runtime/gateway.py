@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _SEND_INTERVAL_S = 0.0005
+_ANSWER_S = 60.0
 _BROKEN = "the connection to the scheduler broke"
 # Dask warns of large arguments as if they were a clumsy graph of its own.
 _ANY_SIZE = {"distributed.admin.large-graph-warning-threshold": 2**62}
@@ -222,12 +223,12 @@ class DaskGateway:
 
     async def explain(self, key: str) -> str:
         """Say what a task waits for."""
-        answer: str = await self.call("exadask_explain", key=key)
+        answer: str = await self._answer("exadask_explain", key=key)
         return answer
 
     async def output(self, key: str, stream: Stream, index: int | None) -> bytes:
         """Bring what a task has written, or a call of a bundle."""
-        answer: bytes = await self.call("exadask_output", key=key, stream=stream, index=index)
+        answer: bytes = await self._answer("exadask_output", key=key, stream=stream, index=index)
         return answer
 
     async def call(self, question: str, **arguments: Any) -> Any:
@@ -246,6 +247,17 @@ class DaskGateway:
             advice = "Open a new Executor when it is there again."
             raise ClusterUnreachable(self._address, str(error), advice) from error
 
+    async def _answer(self, question: str, **arguments: Any) -> Any:
+        """Ask what has a short answer: a scheduler that was stopped gives none, and no error."""
+        try:
+            return await asyncio.wait_for(self.call(question, **arguments), _ANSWER_S)
+        except asyncio.TimeoutError as error:
+            raise ClusterUnreachable(
+                self._address,
+                f"no answer in {_ANSWER_S:g} s",
+                "It may be stopped, or very busy. Try again; tasks go on when it does.",
+            ) from error
+
     def close(self, reason: str) -> None:
         """Fail what is not done."""
         self._is_closed = True
@@ -261,7 +273,7 @@ class DaskGateway:
         ExadaskError
             It does not like the question, or cannot be reached.
         """
-        answer = pickle.loads(self.run(self.call(question, **arguments)))
+        answer = pickle.loads(self.run(self._answer(question, **arguments)))
         if isinstance(answer, ExadaskError):
             raise answer
         return answer

@@ -57,7 +57,7 @@ class _Connected:
         except (OSError, ValueError) as error:  # a ValueError: that is no address
             raise ClusterUnreachable(
                 address,
-                str(error.__cause__ or error),
+                str(error.__cause__ or error) or f"no answer in {_CONNECT_TIMEOUT}",
                 f"Does it still run, on the host that {self.run.path}/cluster.json names?",
             ) from error
         self.gateway = DaskGateway(self.client)

@@ -91,7 +91,7 @@ class Berth:
     pool, allocation : str
         Where it belongs.
     ends_at : float
-        When the allocation ends [s since the epoch, by this node's clock].
+        When the allocation ends [s, by `time.monotonic` of this process].
     """
 
     pool: str
@@ -113,12 +113,16 @@ class Berth:
         """
         stated = environ.get("SLURM_JOB_END_TIME", "")
         ends_at = float(stated) if stated.isdigit() else began + posting.walltime_s
+        left_s = ends_at - time.time()
+        if left_s <= 0:  # it has just begun, so this node's clock is wrong
+            left_s = posting.walltime_s
+        ends_at = time.monotonic() + left_s  # whatever happens to the clock from now on
         return cls(pool=posting.pool, allocation=posting.allocation, ends_at=ends_at)
 
     @property
     def left_s(self) -> float:
         """Time until the end [s]; a difference, so that clocks of nodes may disagree."""
-        return self.ends_at - time.time()
+        return self.ends_at - time.monotonic()
 
 
 def with_tuples(value: Any) -> Any:

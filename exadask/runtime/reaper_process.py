@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ class Reaper:
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
+        self._wanted: Sequence[Sequence[str]] | None = None  # what could not be written
         orders = self._write([])
         secrets = [run.tls, run.depot, run.path / "cluster.json", orders]
         self._process = subprocess.Popen(
@@ -34,7 +36,15 @@ class Reaper:
 
     def expect(self, commands: Sequence[Sequence[str]]) -> None:
         """Have these commands run if this process is killed."""
-        self._write(commands)
+        self._wanted = commands
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write what is to be run, unless that is done; a full disk is no reason to stop."""
+        if self._wanted is not None:
+            with contextlib.suppress(OSError):
+                self._write(self._wanted)
+                self._wanted = None
 
     def dismiss(self) -> None:
         """Let it go: everything is ended, or has been told to."""

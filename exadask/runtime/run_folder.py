@@ -18,6 +18,7 @@ exadask-runs/latest                      a link to the last one
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from exadask.errors import RunFolderError
 from exadask.texts import names_folder
 
 RUNS = "exadask-runs"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _CLUSTER, _TARGET = "cluster.json", "run.json"
 
 
@@ -169,6 +171,27 @@ class RunFolder:
         draft.replace(path)
         return path
 
+    @contextlib.contextmanager
+    def being_written(self) -> Iterator[None]:
+        """Say of what is written here meanwhile that the folder is to blame if it cannot be.
+
+        Raises
+        ------
+        RunFolderError
+            No room, or no right to write.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.filename is None and error.errno not in _NO_ROOM:  # of a network, say
+                raise
+            raise RunFolderError(
+                str(self.path),
+                error.strerror or str(error),
+                "Make room, or restore the right to write; or choose another: run_folder=, or "
+                "EXADASK_RUN_FOLDER.",
+            ) from error
+
     def publish(self, facts: Mapping[str, Any]) -> None:
         """Tell where the scheduler listens."""
         self.write_private(_CLUSTER, facts)
@@ -199,7 +222,7 @@ class RunFolder:
 
     def close(self) -> None:
         """Remove what must not outlive the scheduler: keys, address, spilled data."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # not there, or no right to write for now
             (self.path / _CLUSTER).unlink()
         for folder in (self.tls, self.depot):
             shutil.rmtree(folder, ignore_errors=True)

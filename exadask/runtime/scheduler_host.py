@@ -67,13 +67,18 @@ class SchedulerHost:
         ------
         InvalidRequest
             There is no such network interface.
+        RunFolderError
+            The run folder cannot be written.
         """
         allow_many_files()
         host = own_host(self._pools)
-        self.security: Security = create_certificates(self.run.tls)
+        with self.run.being_written():
+            self.security: Security = create_certificates(self.run.tls)
+            self.run.depot.mkdir(mode=0o700)
         settings = NETWORK_SETTINGS | {"distributed.scheduler.http.routes": _routes(self._config)}
         self._cleanup.enter_context(dask.config.set(settings))
-        self.scheduler = await self._listen(host)
+        with self.run.being_written():  # Dask makes folders in the depot
+            self.scheduler = await self._listen(host)
         self.plugin = HoldThenPlace(self._config.reserve_after_s)
         self.scheduler.add_plugin(self.plugin)
         await self.plugin.start(self.scheduler)
@@ -96,7 +101,8 @@ class SchedulerHost:
             "exadask_summary": answered(self.allocator.summary),
         }
         await self.allocator.start()
-        self.run.publish(self._facts())
+        with self.run.being_written():
+            self.run.publish(self._facts())
 
     async def close(self) -> None:
         """Give everything back; returns when the jobs are ended, or have been told to."""
@@ -137,7 +143,6 @@ class SchedulerHost:
             from exadask.runtime.dashboard import GuardedScheduler
 
             kind, options = GuardedScheduler, {"dashboard": True}
-        self.run.depot.mkdir(mode=0o700)
         return await kind(
             protocol="tls://",
             host=host,

@@ -358,6 +358,8 @@ class SlotPool:
 
     def start(self, kind: SlotKind) -> Slot:
         """Start a slot ahead of its first task."""
+        for ended in [one for one in self._slots if not one.is_alive and not one.is_busy]:
+            self._let_go(ended, kill=True)  # it died while nobody needed it
         slot = Slot(kind, f"{self._mark}.{next(self._serial)}")
         self._slots.append(slot)
         return slot

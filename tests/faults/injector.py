@@ -4,63 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from exadask.testing.waiting import eventually
+from tests.faults.faults import Fault, Faults
+from tests.faults.outcome import Growth, Outcome
+
 _WORKLOAD = Path(__file__).with_name("workload.py")
-_PAUSE_S = (0.2, 1.0)
+_PAUSE_S, _LONG_PAUSE_S = (0.2, 1.0), (0.5, 3.0)
 _STALL_S = 180.0
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of it.
-
-    Parameters
-    ----------
-    injected : Counter
-        How many faults of each kind.
-    checked : int
-        Results that were compared with what they should be.
-    wrong : list of int
-        Those that were not.
-    n_drivers : int
-        Processes that have driven the workload.
-    n_refused : int
-        Those that said that they cannot begin, since the disk was full.
-    executions : Counter
-        How often something was executed: how many times.
-    lost : int
-        Work that left no mark.
-    """
-
-    injected: Counter[str] = field(default_factory=Counter)
-    checked: int = 0
-    wrong: list[int] = field(default_factory=list)
-    n_drivers: int = 0
-    n_refused: int = 0
-    executions: Counter[int] = field(default_factory=Counter)
-    lost: int = 0
-
-    def __str__(self) -> str:
-        faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.injected.items()))
-        twice = sum(count for times, count in self.executions.items() if times > 1)
-        return (
-            f"{sum(self.injected.values())} faults injected ({faults or 'none'}); "
-            f"{self.n_drivers} drivers, {self.n_refused} of them refused; {self.checked} results "
-            f"checked, {len(self.wrong)} wrong, {self.lost} lost; {twice} pieces of work done more "
-            "than once"
-        )
+_SHARE_OF_EARLY, _SOON_S = 0.25, 2.0
+_SHARE_OF_CUTS = 0.3
+_TAIL = 4000
 
 
 class Injector:
@@ -74,56 +37,121 @@ class Injector:
         Decides what breaks when.
     n_tasks : int
         The size of the workload.
+    machine : str
+        Where it runs: "embedded", "pool" (agents on this machine), "slurm", or the folder of a run
+        whose scheduler stands.
     """
 
-    def __init__(self, folder: Path, seed: int, n_tasks: int) -> None:
+    def __init__(self, folder: Path, seed: int, n_tasks: int, machine: str = "embedded") -> None:
         self._folder, self._chance, self._n_tasks = folder, random.Random(seed), n_tasks
-        self._seed = seed
-        self.outcome = Outcome()
+        self._seed, self._machine = seed, machine
+        self._marks = folder / "marks"
+        self._faults = Faults(folder, self._chance, machine)
         self._driver: subprocess.Popen[str] | None = None
-        (folder / "marks").mkdir(exist_ok=True)
-        self._faults: list[tuple[str, Callable[[], bool]]] = [
-            ("children killed", self._kill_child),
-            ("children killed", self._kill_child),
-            ("children stopped", self._stop_child),
-            ("drivers killed", self._kill_driver),
-            ("drivers stopped", self._stop_driver),
-            ("memo files cut", self._cut_memo),
-            ("disks filled", self._fill_disk),
-        ]
+        self._deck: list[tuple[str, Fault]] = []
+        self.outcome = Outcome()
 
     def run(self, *, for_s: float) -> Outcome:
         """Inject faults for so long [s], and let the workload come to its end."""
         end_s = time.monotonic() + for_s
-        while True:
-            self._start()
-            finished = self._break_things(end_s)
-            if finished is not None:
-                self._take(finished)
-                return self.outcome
+        faults = self._faults.possible(is_gentle=False)
+        with self._nothing_left():
+            while (finished := self._drive(faults, end_s)) is None:
+                if time.monotonic() < end_s and self._chance.random() < _SHARE_OF_CUTS:
+                    self.outcome.injected["journals cut"] += self._faults.cut_journal()
+            return self._take(finished)
 
-    def _start(self) -> None:
-        self.outcome.n_drivers += 1
-        command = [sys.executable, str(_WORKLOAD), str(self._folder), str(self._n_tasks)]
-        self._driver = subprocess.Popen(
-            [*command, str(self._seed)], stdout=subprocess.PIPE, stderr=self._log(), text=True
+    def run_rounds(self, *, for_s: float) -> tuple[Outcome, Growth]:
+        """Let one driver do the same again and again, and see whether it grows."""
+        faults = self._faults.possible(is_gentle=True)
+        with self._nothing_left():
+            self._start("--rounds", str(for_s))
+            finished = self._break_things(faults, time.monotonic() + for_s, _LONG_PAUSE_S)
+            assert finished is not None, "nobody has killed it"
+            told = json.loads(finished)
+            self.outcome.take(told, self._marks, ())
+        return self.outcome, Growth(told["sizes"])
+
+    def run_and_kill(self, n_kills: int, *, is_early_too: bool = True) -> Outcome:
+        """Kill nothing but the driver, so often, at moments all over the run.
+
+        Some come early, when it is about to open the run and has done nothing.
+        """
+        with self._nothing_left():
+            for _ in range(n_kills):
+                self._start()
+                is_early = is_early_too and self._chance.random() < _SHARE_OF_EARLY
+                self._wait_for_a_moment(self._n_tasks // n_kills, is_early=is_early)
+                assert self._driver is not None
+                assert self._driver.poll() is None, f"it has ended by itself: {self._log_tail()}"
+                self.outcome.injected["drivers killed"] += self._faults.kill_driver()
+                self._driver.communicate()
+            finished = self._drive([], 0)
+            assert finished is not None, "nobody has killed it"
+            self._take(finished)
+        self.outcome.note_repeats(self._marks, self._faults.killed_at)
+        return self.outcome
+
+    @contextlib.contextmanager
+    def _nothing_left(self) -> Iterator[None]:
+        """Undo all faults at the end, and wait until nothing runs any more of all drivers."""
+        try:
+            yield
+        finally:
+            self._faults.close()
+            if self._driver is not None and self._driver.poll() is None:  # the test has failed
+                self._driver.kill()
+                self._driver.communicate()
+            eventually(lambda: not self._left(), timeout_s=30)
+
+    def _drive(self, faults: list[tuple[str, Fault]], end_s: float) -> str | None:
+        self._start()
+        return self._break_things(faults, end_s)
+
+    def _wait_for_a_moment(self, most: int, *, is_early: bool) -> None:
+        """Wait for some more work to be done, or only so long that it may just have begun."""
+        driver, wanted = self._driver, self._n_executions() + self._chance.randint(1, most)
+        assert driver is not None
+        if is_early:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                driver.wait(self._chance.uniform(0, _SOON_S))
+            return
+        eventually(
+            lambda: self._n_executions() >= wanted or driver.poll() is not None,
+            timeout_s=_STALL_S,
         )
 
-    def _log(self) -> int:
-        return os.open(self._folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    def _n_executions(self) -> int:
+        return self._marks.read_bytes().count(b"\n") if self._marks.exists() else 0
 
-    def _break_things(self, end_s: float) -> str | None:
+    def _start(self, *arguments: str) -> None:
+        self.outcome.n_drivers += 1
+        command = [sys.executable, str(_WORKLOAD), str(self._folder), str(self._n_tasks)]
+        command += [str(self._seed), self._machine, *arguments]
+        with (self._folder / "log").open("ab") as log:
+            self._driver = subprocess.Popen(
+                self._faults.command(command), stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self._faults.attend(self._driver)
+
+    def _break_things(
+        self,
+        faults: list[tuple[str, Fault]],
+        end_s: float,
+        pause_s: tuple[float, float] = _PAUSE_S,
+    ) -> str | None:
         """Inject faults until the driver ends; give what it printed, or None if it was killed."""
         driver, stall_s = self._driver, time.monotonic() + _STALL_S
         assert driver is not None
         while driver.poll() is None:
             try:
-                printed, _ = driver.communicate(timeout=self._chance.uniform(*_PAUSE_S))
+                printed, _ = driver.communicate(timeout=self._chance.uniform(*pause_s))
             except subprocess.TimeoutExpired:
                 assert time.monotonic() < max(stall_s, end_s + _STALL_S), "the workload hangs"
-                if time.monotonic() < end_s:
-                    kind, inject = self._chance.choice(self._faults)
-                    self.outcome.injected[kind] += inject()
+                is_over = time.monotonic() >= end_s
+                self._faults.heal(all_of_it=is_over)
+                if not is_over:
+                    self._inject_next(faults)
                 continue
             return printed if driver.returncode == 0 else self._complain(printed)
         printed, _ = driver.communicate()
@@ -131,85 +159,33 @@ class Injector:
             return None
         return printed if driver.returncode == 0 else self._complain(printed)
 
+    def _inject_next(self, faults: list[tuple[str, Fault]]) -> None:
+        """Inject each kind once before any comes again."""
+        self._deck = self._deck or self._chance.sample(faults, k=len(faults))
+        kind, inject = self._deck.pop()
+        self.outcome.injected[kind] += inject()
+
     def _complain(self, printed: str) -> str | None:
-        log = (self._folder / "log").read_text()[-4000:]
+        log = self._log_tail()
         if "exadask.errors.RunFolderError: " in log.rstrip().splitlines()[-1]:
             self.outcome.n_refused += 1
             return None
         raise AssertionError(f"the workload failed by itself: {printed}\n{log}")
 
-    def _take(self, printed: str) -> None:
-        told = json.loads(printed)
-        outcome = self.outcome
-        outcome.checked, outcome.wrong = told["checked"], told["wrong"]
-        marks = {path.name: path.stat().st_size for path in (self._folder / "marks").iterdir()}
-        outcome.executions = Counter(marks.values())
-        outcome.lost = sum(f"square-{place}" not in marks for place in range(self._n_tasks))
+    def _log_tail(self) -> str:
+        return (self._folder / "log").read_text()[-_TAIL:]
 
-    # -- faults: each says whether it could be injected ----------------------------------------
+    def _take(self, printed: str) -> Outcome:
+        wanted = [f"square-{place}" for place in range(self._n_tasks)]
+        self.outcome.take(json.loads(printed), self._marks, wanted)
+        return self.outcome
 
-    def _children(self) -> list[psutil.Process]:
-        assert self._driver is not None
-        with contextlib.suppress(psutil.Error):
-            return [
-                one
-                for one in psutil.Process(self._driver.pid).children()
-                if "exadask.runtime.child" in " ".join(one.cmdline())
-            ]
-        return []
-
-    def _kill_child(self) -> bool:
-        return self._signal_child(signal.SIGKILL)
-
-    def _stop_child(self) -> bool:
-        return self._signal_child(signal.SIGSTOP, then=signal.SIGCONT)
-
-    def _signal_child(self, number: signal.Signals, then: signal.Signals | None = None) -> bool:
-        children = self._children()
-        if not children:
-            return False
-        with contextlib.suppress(psutil.Error):
-            child = self._chance.choice(children)
-            child.send_signal(number)
-            if then is not None:
-                time.sleep(self._chance.uniform(0.05, 0.5))
-                child.send_signal(then)
-            return True
-        return False
-
-    def _kill_driver(self) -> bool:
-        assert self._driver is not None
-        self._driver.kill()
-        self._driver.wait()
-        return True
-
-    def _stop_driver(self) -> bool:
-        assert self._driver is not None
-        self._driver.send_signal(signal.SIGSTOP)
-        time.sleep(self._chance.uniform(0.1, 1.0))
-        self._driver.send_signal(signal.SIGCONT)
-        return True
-
-    def _cut_memo(self) -> bool:
-        files = [
-            one for one in sorted((self._folder / "runs" / "memo").glob("??/*")) if one.is_file()
-        ]
-        if not files:
-            return False
-        with contextlib.suppress(OSError):
-            chosen = self._chance.choice(files)
-            os.truncate(chosen, self._chance.randrange(chosen.stat().st_size + 1))
-            return True
-        return False
-
-    def _fill_disk(self) -> bool:
-        runs = self._folder / "runs"
-        if not runs.is_mount():
-            return False
-        ballast = runs / "ballast"
-        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-            while True:
-                file.write(b"x" * 65536)
-        time.sleep(self._chance.uniform(0.3, 2.0))
-        ballast.unlink()
-        return True
+    def _left(self) -> list[str]:
+        """List the processes of this workload, whoever has started them."""
+        runs, scratch, found = str(self._folder / "runs"), str(self._folder / "scratch"), []
+        for one in psutil.process_iter(["cmdline", "environ"]):
+            words = one.info["cmdline"] or []
+            is_of_node = (one.info["environ"] or {}).get("EXADASK_SCRATCH") == scratch
+            if is_of_node or any(runs in word for word in words):
+                found.append(" ".join(words))
+        return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import multiprocessing
 import os
@@ -196,6 +197,19 @@ def test_exit_of_the_process_is_reported_with_its_code(node: xd.Executor) -> Non
 
 
 @pytest.mark.usefixtures("neighbours")
+def test_processes_that_die_while_idle_are_forgotten() -> None:
+    """Each has files for what its tasks write: a node that forgot none would run out of them."""
+    counts = list[int]()
+    with xd.Executor(nodes=[xd.NodeShape.declare(cores=1)]) as ex:
+        for _ in range(20):
+            idle = psutil.Process(ex.submit(os.getpid).result())
+            idle.kill()
+            eventually(lambda one=idle: not one.is_running())  # type: ignore[misc]  # bound now
+            gc.collect()
+            counts.append(psutil.Process().num_fds())
+    assert max(counts[10:]) <= max(counts[:10]) + 6
+
+
 def test_signal_from_outside_is_named(node: xd.Executor) -> None:
     def kill_myself() -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -178,7 +178,7 @@ def test_the_end_of_the_allocation_counts_too(node: xd.Executor) -> None:
     assert isinstance(node._cluster, EmbeddedCluster)
     (worker,) = node._cluster._workers.values()
     agent = worker.plugins[AGENT]
-    agent._berth = Berth(pool="here", allocation="here-0", ends_at=time.time() + 100)
+    agent._berth = Berth(pool="here", allocation="here-0", ends_at=time.monotonic() + 100)
 
     def look(_: int) -> float:
         return xd.time_left()

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import ctypes
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -612,6 +614,61 @@ def test_a_job_script_is_killed_and_its_agent_does_not_stay(site: Site) -> None:
             script.kill()
         assert [one.result(LONG_S) for one in futures] == [index**2 for index in range(12)]
         eventually(lambda: list(agents(ex)) in ([], ["here-1"]))
+
+
+def test_a_disk_that_cannot_be_written_for_a_while_costs_no_pool(site: Site) -> None:
+    with site.open() as ex:
+        assert ex.run_folder is not None
+        allocations, aside = ex.run_folder / "allocations", ex.run_folder / "aside"
+        allocations.rename(aside)
+        allocations.touch()  # nobody can make a folder in a file, not even root
+        future = ex.submit(work, 3, 0, site.folder / "marks")
+        eventually(lambda: "refused" in future.explain(), timeout_s=LONG_S)
+        allocations.unlink()
+        aside.rename(allocations)
+        assert future.result(LONG_S) == 9
+
+
+def test_a_disk_that_cannot_be_written_keeps_no_allocation_from_its_end(site: Site) -> None:
+    """The reaper's orders are written whenever a job begins or ends."""
+    with site.open() as ex:
+        assert ex.run_folder is not None
+        orders, obstacle = ex.run_folder / "cancel.json", ex.run_folder / "cancel.json.draft"
+        obstacle.mkdir()
+        assert ex.submit(work, 3, 0, site.folder / "marks").result(LONG_S) == 9
+        assert json.loads(orders.read_text()) == []
+        agents(ex)["here-0"].kill()
+        assert ex.submit(work, 4, 0, site.folder / "marks").result(LONG_S) == 16
+        obstacle.rmdir()
+        eventually(lambda: len(json.loads(orders.read_text())) == 1, timeout_s=LONG_S)
+
+
+def test_a_run_folder_that_cannot_be_written_is_to_blame(site: Site) -> None:
+    with site.open(keep_results=True) as ex:
+        run = ex.run_folder
+    assert run is not None
+    (run / "tls").touch()
+    with pytest.raises(xd.errors.RunFolderError, match="run_folder="):
+        site.open(resume=run)
+    (run / "tls").unlink()
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("skew_s", [7200, -7200, 250])
+def test_the_clock_of_an_agent_may_be_wrong(site: Site, skew_s: int) -> None:
+    """Tasks are placed by how long the allocation really lasts: five minutes."""
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler for the library that sets the clock of a process wrong")
+    library, clock = site.folder / "skew.so", site.folder / "clock"
+    source = Path(__file__).parents[1] / "faults" / "skew.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    clock.write_bytes(skew_s.to_bytes(8, "little", signed=True))
+    env = {"LD_PRELOAD": str(library), "SKEW_FILE": str(clock)}
+    with site.open(site.pool(env=env)) as ex:
+        future = ex.options(time="2m").submit(time.time)
+        assert future.result(LONG_S) - time.time() == pytest.approx(skew_s, abs=LONG_S)
+        with pytest.raises(ImpossibleRequest, match="5m"):
+            ex.options(time="1h").submit(abs, -1).result(LONG_S)
 
 
 @pytest.mark.timeout(200)

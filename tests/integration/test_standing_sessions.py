@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 import exadask as xd
+from exadask.runtime import gateway, pooled_cluster
 from exadask.testing.waiting import eventually
 
 pytestmark = pytest.mark.dask
@@ -58,6 +59,7 @@ class Home:
         return subprocess.run(
             [sys.executable, "-c", COMMAND, *arguments],
             cwd=self.folder,
+            env={**os.environ, "EXADASK_RUN_FOLDER": f"{self.folder}/exadask-runs"},
             capture_output=True,
             text=True,
             timeout=LONG_S,
@@ -277,6 +279,88 @@ def test_a_scheduler_that_is_killed_leaves_nothing_and_nobody_waits(home: Home) 
     with pytest.raises(xd.errors.RunFolderError, match=r"no scheduler.*exadask up"):
         xd.Executor(attach=run)
     assert time.monotonic() - began_s < SOON_S
+
+
+def note_times(number: int, folder: Path) -> int:
+    """Note when this is done."""
+    time.sleep(0.02)
+    with (folder / f"{number}").open("a") as file:
+        file.write(f"{time.monotonic()}\n")
+    return number**2
+
+
+def test_a_session_goes_on_with_the_successor_of_a_killed_scheduler(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pooled_cluster, "_CONNECT_TIMEOUT", "3s")  # so long it is looked for again
+    count, notes, run = 400, home.folder / "notes", home.up()
+    notes.mkdir()
+    with xd.Executor(attach=run, keep_results=True) as ex:
+        futures = [ex.submit(note_times, number, notes) for number in range(count)]
+        eventually(lambda: sum(one.done() for one in futures) >= count // 4, timeout_s=LONG_S)
+        killed_at = time.monotonic()
+        os.kill(pid_of(run), signal.SIGKILL)
+        errors = [one.exception(SOON_S) for one in futures]
+        assert {type(one) for one in errors} == {type(None), xd.errors.ClusterLost}
+    (session,) = run.glob("sessions/2*")
+    home.check_nothing_is_left()
+    successor = home.up()
+    with xd.Executor(attach=successor, resume=session) as ex:
+        futures = [ex.submit(note_times, number, notes) for number in range(count)]
+        assert [one.result(LONG_S) for one in futures] == [number**2 for number in range(count)]
+    times = [[float(at) for at in one.read_text().split()] for one in notes.iterdir()]
+    assert len(times) == count
+    assert max(map(len, times)) <= 2
+    assert all(killed_at - one[0] < 1 for one in times if len(one) == 2), "it was written down"
+    done = home.exadask("down", str(successor))
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_scheduler_that_stops_for_a_while_costs_nothing(
+    shared: tuple[Home, Path], tmp_path: Path
+) -> None:
+    _, run = shared
+    scheduler = psutil.Process(pid_of(run))
+    with xd.Executor(attach=run) as ex:
+        futures = [ex.submit(note_times, number, tmp_path) for number in range(400)]
+        eventually(lambda: sum(one.done() for one in futures) >= 10, timeout_s=LONG_S)
+        scheduler.suspend()
+        try:
+            xd.wait(futures, timeout=3)
+        finally:
+            scheduler.resume()
+        assert [one.result(LONG_S) for one in futures] == [number**2 for number in range(400)]
+    assert {len(one.read_text().split()) for one in tmp_path.iterdir()} == {1}
+
+
+def test_nobody_hangs_who_asks_a_scheduler_that_is_stopped(
+    shared: tuple[Home, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who wait for results wait on; all others are told, and Ctrl-C ends a session."""
+    home, run = shared
+    monkeypatch.setattr(gateway, "_ANSWER_S", 2.0)
+    monkeypatch.setattr(pooled_cluster, "_CONNECT_TIMEOUT", "2s")
+    scheduler = psutil.Process(pid_of(run))
+    session = home.session(run, count=4, seconds=0.5, factor=7)
+    with xd.Executor(attach=run) as ex:
+        future = ex.submit(time.sleep, 2)
+        eventually(future.running, timeout_s=LONG_S)
+        eventually(lambda: home.notes(7), timeout_s=LONG_S)
+        scheduler.suspend()
+        try:
+            with pytest.raises(TimeoutError):
+                future.result(0.5)
+            for ask in (ex.status, future.explain, future.stdout):
+                with pytest.raises(xd.errors.ClusterUnreachable, match="no answer in 2"):
+                    ask()
+            with pytest.raises(xd.errors.ClusterUnreachable, match="reached: no answer in 2s"):
+                xd.Executor(attach=run)
+            session.send_signal(signal.SIGINT)
+            session.communicate(timeout=SOON_S)
+        finally:
+            scheduler.resume()
+        assert future.result(LONG_S) is None
+        assert ex.submit(abs, -1).result(LONG_S) == 1
 
 
 def test_down_tidies_where_even_the_reaper_was_killed(home: Home) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,9 +120,32 @@ def test_orders_of_an_agent_survive_the_file(tmp_path: Path) -> None:
 
 def test_the_batch_system_knows_best_when_it_ends() -> None:
     posting = Posting(address="a", pool="p", allocation="p-0", walltime_s=60.0)
-    assert Berth.of(posting, 1000.0, {}).ends_at == 1060.0
-    assert Berth.of(posting, 1000.0, {"SLURM_JOB_END_TIME": "1042"}).ends_at == 1042.0
-    assert Berth.of(posting, 1000.0, {"SLURM_JOB_END_TIME": "never"}).ends_at == 1060.0
+    began = time.time() - 10
+    stated = {"SLURM_JOB_END_TIME": f"{began + 42:.0f}"}
+    assert Berth.of(posting, began, {}).left_s == pytest.approx(50, abs=2)
+    assert Berth.of(posting, began, stated).left_s == pytest.approx(32, abs=2)
+    never = Berth.of(posting, began, {"SLURM_JOB_END_TIME": "never"})
+    assert never.left_s == pytest.approx(50, abs=2)
+
+
+def test_an_allocation_that_has_just_begun_has_not_ended_whatever_the_clock_says() -> None:
+    posting = Posting(address="a", pool="p", allocation="p-0", walltime_s=60.0)
+    assert Berth.of(posting, time.time() - 7200, {}).left_s == pytest.approx(60, abs=2)
+
+
+def test_a_folder_is_closed_even_if_something_cannot_be_removed(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    create_certificates(run.tls)
+    (run.path / "cluster.json").mkdir()  # as if there were no right to remove it
+    run.close()
+    assert not run.tls.exists()
+
+
+def test_what_cannot_be_written_is_the_fault_of_the_folder(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    run.tls.touch()
+    with pytest.raises(RunFolderError, match="Make room"), run.being_written():
+        create_certificates(run.tls)
 
 
 def test_the_reaper_runs_what_it_was_told(tmp_path: Path) -> None:

@@ -266,6 +266,22 @@ def test_waiting_costs_nothing_and_an_end_between_two_polls_something() -> None:
     assert site.fleet.summary(site.now).spent_node_s == 130.0
 
 
+def test_a_node_is_not_believed_what_cannot_be_of_the_end_of_its_allocation() -> None:
+    """Its clock may be wrong: of the batch system's times only some are known."""
+    site = Site()
+    site.decide(need())
+    site.queue("cpu-0")
+    assert site.fleet.believable_end("cpu-0", 4000.0) == 4000.0, "it has not been seen running"
+    site.now = 100.0
+    site.report("cpu-0", PENDING)
+    site.now = 130.0
+    site.report("cpu-0", RUNNING)
+    believed = {told: site.fleet.believable_end("cpu-0", told) for told in (-9.0, 3710.0, 9e9)}
+    assert believed == {-9.0: 3700.0, 3710.0: 3710.0, 9e9: 3730.0}
+    site.report("cpu-0", JobStatus(state=JobState.RUNNING, left_s=500.0))
+    assert site.fleet.believable_end("cpu-0", 3710.0) == 630.0, "the batch system knows best"
+
+
 def test_a_spent_budget_offers_nothing() -> None:
     site = Site(pool_of(nodes=1, max_allocations=9), budget_node_s=5000.0)
     site.start(need(4))
