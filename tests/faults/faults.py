@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,6 +23,10 @@ _SOURCE = Path(__file__).with_name("skew.c")
 _LARGEST_SKEW_S = 20 * 3600  # certificates are valid for clocks that are a day apart
 _GIVEN_UP_S = 12.0  # longer than the silence after which an agent is given up
 _SECTOR = 512
+
+# Whoever may write everywhere would not notice what is taken away.
+_NO_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+_ALONE = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *_NO_RIGHTS]
 
 Fault = Callable[[], bool]
 
@@ -47,19 +52,14 @@ class Faults:
         self.killed_at: dict[int, float] = {}
         self._machine = machine
         # In a network of its own, which only root can make, and nobody else must be in.
-        self.is_alone = os.geteuid() == 0 and machine in ("embedded", "pool")
+        self.is_alone = machine in ("embedded", "pool") and _can_be_alone()
         if machine == "pool":
             _write_skew(folder / "clock", 0)
             _build(_SOURCE, folder / "skew.so")
 
     def command(self, argv: list[str]) -> list[str]:
         """Let a driver start so that it can be broken: with its own loopback, and few rights."""
-        if not self.is_alone:
-            return argv
-        own_network = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
-        # Whoever may write everywhere would not notice what is taken away.
-        no_rights = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
-        return [*own_network, *no_rights, *argv]
+        return [*_ALONE, *argv] if self.is_alone else argv
 
     def attend(self, driver: subprocess.Popen[str]) -> None:
         """Break this driver from now on."""
@@ -321,6 +321,13 @@ class Faults:
         size = chosen.stat().st_size
         os.truncate(chosen, size - self._chance.randint(1, min(size, 64 * _SECTOR)))
         return True
+
+
+def _can_be_alone() -> bool:
+    """Whether a program can get a network of its own here."""
+    if os.geteuid() != 0 or any(shutil.which(one) is None for one in ("unshare", "setpriv", "ip")):
+        return False
+    return subprocess.run([*_ALONE, "true"], capture_output=True, check=False).returncode == 0
 
 
 def _run(*argv: str) -> str:

@@ -8,6 +8,7 @@ so long instead, the same in each round, and prints what it has grown to.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -61,15 +62,17 @@ def cube(place: int) -> int:
 
 @xd.task(retries=100, checkpoint=True)
 def climb(place: int) -> int:
-    """Go on where an earlier attempt ended."""
-    file = xd.checkpoint_dir() / "height"
-    height = int(file.read_text() or 0) if file.exists() else 0
+    """Go on where an earlier attempt ended; what cannot be written now is written later."""
+    height = 0
+    with contextlib.suppress(OSError):
+        height = int((xd.checkpoint_dir() / "height").read_text())
     while height < 20:
         time.sleep(0.005)
         height += 1
-        draft = file.with_suffix(".draft")
-        draft.write_text(str(height))
-        draft.replace(file)
+        with contextlib.suppress(OSError):
+            draft = xd.checkpoint_dir() / "draft"
+            draft.write_text(str(height))
+            draft.replace(draft.with_name("height"))
     mark(f"climb-{place}")
     return place + height
 
