@@ -127,6 +127,12 @@ class Allocation:
         """How long its nodes will stay at least from when they are there [s]."""
         return self.walltime_s if self.ends_at is None else max(0.0, self.ends_at - now)
 
+    def ran_s(self, now: float) -> float | None:
+        """How long it has run, or ran [s]; None if it never began, as far as is known."""
+        if self.started_at is None:
+            return None
+        return max(0.0, (now if self.ended_at is None else self.ended_at) - self.started_at)
+
     def ends_within(self, lead_s: float, now: float) -> bool:
         """Whether it runs and its end is near."""
         return self.ends_at is not None and self.ends_at - now <= lead_s

@@ -35,6 +35,8 @@ class AllocationSummary:
         Nodes asked for, and connected [nodes].
     since_s : float
         How long it is in this state [s].
+    ran_s : float, optional
+        How long it has run, or ran [s]. None: it has not begun.
     left_s : float, optional
         How long it still runs [s].
     reason : str
@@ -50,6 +52,7 @@ class AllocationSummary:
     nodes: int
     joined: int
     since_s: float
+    ran_s: float | None
     left_s: float | None
     reason: str
     is_held: bool
@@ -213,6 +216,7 @@ def _allocation(one: Allocation, now: float) -> AllocationSummary:
         nodes=one.nodes,
         joined=len(one.joined),
         since_s=now - one.history[-1][0],
+        ran_s=one.ran_s(now),
         left_s=one.left_s(now) if is_running else None,
         reason=one.reason,
         is_held=one.is_held,

@@ -46,14 +46,13 @@ class FleetHistory:
 
     def _row(self, one: AllocationSummary, now: float) -> AllocationRow:
         known = self._known.get(one.name)
-        since = now - one.since_s
-        asked = known.asked if known is not None else since
+        asked = known.asked if known is not None else now - one.since_s
         began = known.began if known is not None else None
         ended = known.ended if known is not None else None
-        if one.state in ("starting", "live", "ending") and began is None and one.joined:
-            began = since
         if one.state == "ended" and ended is None:
-            ended = since
+            ended = now - one.since_s
+        if began is None and one.ran_s is not None:
+            began = (now if ended is None else ended) - one.ran_s
         cost = None if began is None or ended is None else one.nodes * (ended - began)
         return AllocationRow(
             one.name,

@@ -234,7 +234,7 @@ def test_allocations_and_sessions_are_found_afterwards(home: Home) -> None:
     assert home.exadask("down", str(run)).returncode == 0
     told = home.exadask("explain", str(run))
     assert told.returncode == 0, told.stderr
-    assert "allocation local-0: ended, 1 nodes, 0.0" in told.stdout
+    assert "allocation local-0: ended, 1 nodes, 0.00 node-hours" in told.stdout
     (session,) = (run / "sessions").iterdir()
     assert f"exadask explain {session}" in told.stdout
     assert "tasks: 1 done" in home.exadask("explain", str(session)).stdout
