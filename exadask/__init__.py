@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from exadask.mpi_task import mpi
     from exadask.pool import Pool
     from exadask.resources import NodeShape, Resources
+    from exadask.services import http as http
+    from exadask.services import service as service
     from exadask.tasks import Task as Task
     from exadask.tasks import task
     from exadask.waiting import as_completed, wait
@@ -61,8 +63,10 @@ _HOME = {
     "broadcast": "exadask.active",
     "checkpoint_dir": "exadask.inside",
     "command": "exadask.commands",
+    "http": "exadask.services",
     "mpi": "exadask.mpi_task",
     "on_notice": "exadask.inside",
+    "service": "exadask.services",
     "task": "exadask.tasks",
     "time_left": "exadask.inside",
     "wait": "exadask.waiting",

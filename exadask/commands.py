@@ -118,7 +118,7 @@ def command(
         parsed = TaskOptions.parse(said)
     shell = _Shell(
         template=template,
-        fields=_fields(template),
+        fields=fields_of(template),
         check=check,
         directory=None if directory is None else str(directory),
         layout=layout,
@@ -234,7 +234,7 @@ class _Shell:
 
     def __call__(self, *args: Any, **values: Any) -> CommandResult:
         self.check_values(args, values)
-        texts = {name: shlex.quote(_text(value)) for name, value in values.items()}
+        texts = {name: shlex.quote(text_of(value)) for name, value in values.items()}
         line = self.template.format(**texts)
         run, environment = line, None
         if self.layout is not None:
@@ -279,7 +279,14 @@ class _ByMapping:
         return self._shell(**values)
 
 
-def _fields(template: str) -> tuple[str, ...]:
+def fields_of(template: str) -> tuple[str, ...]:
+    """Name the values that a template needs.
+
+    Raises
+    ------
+    InvalidRequest
+        It has a brace without its partner, or a field that is no name.
+    """
     try:
         fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
         names = [str(name) for _, name, _, _ in fields]
@@ -298,7 +305,8 @@ def _fields(template: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """Write a value for the shell: of files and results the absolute path."""
     if isinstance(value, CommandResult):
         return str(value.directory)
     if isinstance(value, os.PathLike) or (isinstance(value, str) and _is_file(value)):

@@ -31,6 +31,7 @@ __all__ = [
     "RecipeError",
     "RemoteError",
     "RunFolderError",
+    "ServiceFailed",
     "SiteError",
     "SubmissionRefused",
     "TaskCrashed",
@@ -245,6 +246,21 @@ class RanksFailed(ExadaskError):
             f"the {self.n_ranks} ranks of task {self.task!r} ended with exit code "
             f"{self.exit_code}: one was killed, crashed, or called MPI_Abort; see the task's "
             f"stdout() too.{tail}"
+        )
+
+
+class ServiceFailed(ExadaskError):
+    """A service did not become ready, or has ended."""
+
+    def __init__(self, service: str, reason: str, tail: str) -> None:
+        super().__init__(service, reason, tail)
+        self.service, self.reason, self.tail = service, reason, tail
+
+    def __str__(self) -> str:
+        tail = f"\nThe end of its standard error:\n{self.tail.rstrip()}" if self.tail else ""
+        return (
+            f"service {self.service!r} does not serve: {self.reason}. Start it again, or say "
+            f"retries= to have that done.{tail}"
         )
 
 

@@ -268,9 +268,8 @@ def _write(path: Path, known: _Known) -> None:
         with os.fdopen(fd, "wb") as file:
             writer = _Writer(file)
             writer.dump(known)
-            n_written = (
-                0  # of calls, of which there are more meanwhile; no chain of them is too deep
-            )
+            n_written = 0
+            # There are more calls meanwhile; however long a chain of them is, no stack is deep.
             while n_written < len(writer.calls):
                 some = writer.calls[n_written : n_written + _AT_ONCE]
                 writer.dump([_state_of(call) for call in some])

@@ -7,8 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any, Literal, TypeVar
@@ -19,12 +17,12 @@ from exadask.errors import InvalidRequest, RanksFailed, RemoteError
 from exadask.ranks import check_launcher, parse_ranks
 from exadask.runtime.rank import Orders, Problem
 from exadask.runtime.ranks import Layout, prefix
+from exadask.runtime.tail import Tail
 from exadask.tasks import Task, TaskOptions, name_of
 
 T = TypeVar("T")
 
 Gather = Literal["root", "all"]
-_TAIL_LINES = 40
 _RANK = "import sys; sys.path[:] = {path!r}; from exadask.runtime.rank import main; main({file!r})"
 
 
@@ -206,22 +204,11 @@ def _require_mpi4py() -> None:
 
 def _run(words: list[str], environment: dict[str, str]) -> tuple[int, str]:
     """Run a command; give its exit code and the end of what it wrote to standard error."""
-    with subprocess.Popen(
+    process = subprocess.Popen(
         words, env=environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stderr is not None
-        tail: deque[bytes] = deque(maxlen=_TAIL_LINES)
-        reading = threading.Thread(target=_pass_on, args=(process.stderr, tail), daemon=True)
-        reading.start()
-        process.wait()
-        reading.join()
-    return process.returncode, b"".join(tail).decode(errors="replace")
-
-
-def _pass_on(pipe: IO[bytes], tail: deque[bytes]) -> None:
-    for line in pipe:
-        tail.append(line)
-        os.write(2, line)
+    )
+    tail = Tail(process)
+    return process.wait(), tail.text()
 
 
 @contextmanager

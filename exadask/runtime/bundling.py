@@ -20,17 +20,19 @@ from distributed import Future as DaskFuture
 
 from exadask.core.bundling import Estimates, Lane, Pace
 from exadask.core.events import Offer
-from exadask.errors import ClusterLost, DependencyFailed
+from exadask.errors import ClusterLost
 from exadask.runtime.call import LEAST_WINDOW, Call, Observer, Record, Seat
 from exadask.runtime.gateway import DaskGateway, Submission
-from exadask.runtime.job import Report, Stream, TaskFailed
+from exadask.runtime.job import Report, Stream
 from exadask.runtime.kind import Kind, data_kind
+from exadask.runtime.lost_inputs import dependency_failed, is_lost
 from exadask.runtime.sent import BundleTask, LeftTask, SingleTask
 
 _WINDOW_S = 0.002
 _CALLS_PER_SLOT = 1024
 _MOST_WINDOW = 2**20
 _BACKLOG_INTERVAL_S = 0.5
+_BACKGROUND_S = 0.05
 
 
 class Bundler:
@@ -50,6 +52,8 @@ class Bundler:
     ----------
     record : Record or None
         Who writes down what becomes of calls.
+    background : set of Observer
+        Those whose calls end only when they are told to: services.
     """
 
     lends = False
@@ -66,6 +70,7 @@ class Bundler:
         self._idle = threading.Event()
         self._backlog_timer: asyncio.TimerHandle | None = None
         self.record: Record | None = None
+        self.background: set[Observer] = set()
         gateway.on_slots = self._on_slots
 
     @property
@@ -124,11 +129,14 @@ class Bundler:
         return list(dict.fromkeys(one for call in list(self._open) if (one := call.observer)))
 
     def wait_until_idle(self) -> None:
-        """Block until all calls are done."""
+        """Block until all calls are done; those in the background are ended after all others."""
         while self._open:
             self._idle.clear()
+            if self.background.issuperset(self.unfinished()):
+                for one in self.background:
+                    one.cancel()
             if self._open:
-                self._idle.wait()
+                self._idle.wait(_BACKGROUND_S if self.background else None)
 
     def lend(self) -> bool:
         """Lend nothing: this is no task."""
@@ -253,6 +261,20 @@ class Bundler:
         if self.record is not None and is_worth_it and not call.kind.is_data:
             self.record.placed(call, seat)
 
+    def expect(self, call: Call, observer: Observer) -> None:
+        """Let calls wait for one that is never sent: `finish_here` or `lose` will be told of it."""
+        call.observer = observer
+        self._open[call] = None
+
+    def lose(self, call: Call, error: BaseException) -> None:
+        """Let calls that wait for this one fail, and those that come."""
+        observer = call.observer
+        call.error, call.has_value = error, False
+        if observer is not None:
+            self._close_call(call)
+            observer.failed(call, error)
+            self._resolve(call)
+
     def finish_here(self, call: Call, value: object, *, is_told: bool = True) -> None:
         """Tell the observer of a call its result."""
         observer = call.observer
@@ -353,7 +375,7 @@ class Bundler:
                 if call.observer is None:
                     continue
                 if not (one.has_value or one.remote is not None):
-                    self._fail_alone(call, _dependency_failed(call, one))
+                    self._fail_alone(call, dependency_failed(call, one))
                     stack.append(call)
                     continue
                 call.n_missing -= 1
@@ -399,8 +421,8 @@ class Bundler:
         """Queue a call, unless it has to wait for an input."""
         self._keep_function_of(call.kind)
         for one in call.inputs:
-            if isinstance(one, Call) and one.observer is None and _is_lost(one):
-                self.fail(call, _dependency_failed(call, one))
+            if isinstance(one, Call) and one.observer is None and is_lost(one):
+                self.fail(call, dependency_failed(call, one))
                 return
         missing = _missing(call)
         for one in missing:
@@ -527,23 +549,3 @@ def _missing(call: Call) -> list[Call]:
     inputs = (*call.inputs, call.kind.data)
     calls = (one for one in inputs if isinstance(one, Call) and one.observer is not None)
     return list(dict.fromkeys(calls))
-
-
-def _is_lost(call: Call) -> bool:
-    """Whether a call that is done has no result."""
-    return not call.has_value and (call.remote is None or call.error is not None)
-
-
-def _dependency_failed(call: Call, lost: Call) -> DependencyFailed:
-    """Say which input has no result, and why."""
-    error = lost.error
-    if isinstance(error, DependencyFailed):
-        chain, text = (lost.kind.name, *error.chain), error.root_error
-    elif isinstance(error, TaskFailed):
-        chain, text = (lost.kind.name,), error.failure.summary
-    else:
-        why = "it was cancelled, or its data is lost"
-        chain, text = (lost.kind.name,), f"{type(error).__name__}: {error}" if error else why
-    failed = DependencyFailed(call.kind.name, chain, text)
-    failed.__cause__ = error.__cause__ if isinstance(error, DependencyFailed) else error
-    return failed

@@ -11,6 +11,7 @@ exadask-runs/2026-01-31-120000-4711/     0700
   allocations/NAME/   job.sh, node.sh, agent.json, job.log, exit-code
   depot/              results that outgrew the scheduler's memory; gone when it has ended
   left/               what sessions have left to a standing scheduler
+  services/           where services listen
 exadask-runs/latest                      a link to the last one
 ```
 """

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from distributed import Future as DaskFuture
 
-from exadask.errors import ClusterLost, DependencyFailed
 from exadask.runtime.call import Call, Observer, Passed, Record, Seat, new_key
 from exadask.runtime.gateway import Submission
 from exadask.runtime.job import (
@@ -26,6 +25,7 @@ from exadask.runtime.job import (
     WithKeywords,
 )
 from exadask.runtime.kind import Kind
+from exadask.runtime.lost_inputs import translated
 from exadask.runtime.parcel import Parcel
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class SingleTask:
         if is_its_own and _climbs(self._bundler, call, error.failure):  # type: ignore[attr-defined]  # it is its own
             call.n_retried += max(0, self._n_failed - 1)  # those that Dask has counted
         else:
-            self._bundler.fail(call, _translated(error, call))
+            self._bundler.fail(call, translated(error, call))
 
     def _end(self) -> None:
         if not self._is_over:
@@ -464,30 +464,3 @@ def _input(one: Call | DaskFuture) -> Parcel | DaskFuture:
         assert one.remote is not None, "an input has neither a value nor a place"
         return one.remote
     return one.value if isinstance(one.value, Parcel) else Parcel(pickle.dumps(one.value, 5))
-
-
-def _translated(error: BaseException, call: Call) -> BaseException:
-    """Say it of the input, if it was the input that failed."""
-    if isinstance(error, TaskFailed) and error.key == call.key:
-        return error
-    names = [one.kind.name if isinstance(one, Call) else str(one.key) for one in call.inputs]
-    if not names:
-        return error
-    if isinstance(error, TaskFailed):
-        chain, text = (error.name,), error.failure.summary
-    elif isinstance(error, ClusterLost):
-        chain, text = (names[0],), "it was cancelled, or its data is lost"
-    else:
-        chain, text = (_failed_input(call, names),), f"{type(error).__name__}: {error}"
-    failed = DependencyFailed(call.kind.name, chain, text)
-    failed.__cause__ = error
-    return failed
-
-
-def _failed_input(call: Call, names: Sequence[str]) -> str:
-    """Name the input that failed, where it was no task of ours."""
-    for one, name in zip(call.inputs, names, strict=True):
-        future = one.remote if isinstance(one, Call) else one
-        if future is not None and future.status == "error":
-            return name
-    return names[0]

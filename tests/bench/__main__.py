@@ -32,6 +32,7 @@ SCENARIOS = {
     "graphs": "graphs",
     "mixed": "packing",
     "startup": "startup",
+    "ranks": "ranks",
     "memory": "memory",
     "futures": "futures",
     "stream": "stream",

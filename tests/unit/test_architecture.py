@@ -40,6 +40,7 @@ _ALLOWED = {
     "tasks": {"active", "future", "runtime"} | _BASE,
     "commands": {"active", "future", "ranks", "runtime", "tasks"} | _BASE,
     "mpi_task": {"ranks", "runtime", "tasks"} | _BASE,
+    "services": {"active", "commands", "executor", "future", "runtime", "tasks"} | _BASE,
     "ranks": {"runtime", "tasks"} | _BASE,
     "active": {"executor", "future", "lifetime", "runtime"} | _BASE,
     "deputy": {"executor"},
@@ -75,6 +76,7 @@ _ALLOWED = {
         "inside",
         "mpi_task",
         "pool",
+        "services",
         "tasks",
         "waiting",
     }

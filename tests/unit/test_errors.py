@@ -35,6 +35,7 @@ _EXAMPLES: list[errors.ExadaskError] = [
     errors.RecipeError("no recipe 'g3'.", "Did you mean 'g2'?"),
     errors.RemoteError("relax", "mod.Strange", "odd", "Traceback ..."),
     errors.RunFolderError("/scratch/run", "no space left", "Choose another."),
+    errors.ServiceFailed("vllm", "it ended by itself with code 1", "no GPU"),
     errors.SiteError("frontier", "has no pool 'gpu'.", "It has: batch."),
     errors.SubmissionRefused("sbatch job.sh", "invalid partition", True, "Give queue=."),
     errors.TaskCrashed("relax", "SIGSEGV", None, "Fatal", "node-3"),

@@ -1,0 +1,82 @@
+"""What a small MPI program costs: functions on two ranks, one after the other.
+
+Beside exadask the same function is started by hand: by the same ``mpiexec``, and by ``srun`` inside
+an allocation of a Slurm, where there is one (``. ci/slurm``'s environment). By hand it gives no
+value back, is bound to nothing, and nobody watches it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import exadask as xd
+from tests.bench import contest, measure
+from tests.bench.measure import Options, Report
+
+CASE = "two ranks of a function [s]"
+BY_HAND = "from mpi4py import MPI; MPI.COMM_WORLD.allreduce(1)"
+AT_MOST = 1.2
+
+
+def sum_of_ones(comm: Any) -> int:
+    """Do next to nothing, together."""
+    return int(comm.allreduce(1))
+
+
+def ours(executor: xd.Executor, calls: int, _: int) -> contest.Figures:
+    """Run calls one after the other; returns how long one took."""
+    task = xd.mpi(ranks=2)(sum_of_ones)
+    return {CASE: [timed(lambda: executor.submit(task).result(), calls)]}
+
+
+def theirs(command: Sequence[str], calls: int, _: int) -> contest.Figures:
+    """Start as many by hand."""
+    program = [*command, sys.executable, "-c", BY_HAND]
+    run = functools.partial(subprocess.run, program, check=True, stdout=subprocess.DEVNULL)
+    return {CASE: [timed(run, calls)]}
+
+
+def timed(call: Callable[[], object], calls: int) -> float:
+    """Say how long one call lasts [s]."""
+    call()
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def commands() -> dict[str, list[str]]:
+    """Name the ways to start two ranks by hand that there are here."""
+    found = {}
+    beside = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
+    mpiexec = beside or shutil.which("mpiexec")
+    if mpiexec is not None:
+        found["mpiexec"] = [mpiexec, "-n", "2"]
+    if shutil.which("srun") is not None and "SLURM_CONF" in os.environ:
+        found["srun"] = ["srun", "-n2", "-N1", "--overcommit", "--mpi=pmi2"]
+    return found
+
+
+def bench(options: Options) -> Report:
+    """Compare with starting ranks by hand."""
+    calls, rounds = (2, 1) if options.quick else (20, 5)
+    report = Report(name="ranks", title="small MPI programs, one after the other")
+    for peer, command in commands().items():
+        measure.progress(f"{report.name}: {peer} ...")
+        with xd.Executor() as executor:
+            pairs = measure.interleaved(
+                functools.partial(ours, executor, calls),
+                functools.partial(theirs, command, calls),
+                rounds,
+            )
+        contest.paired(report, peer, pairs)
+        report.require_ratio(CASE, peer, AT_MOST, "at most")
+    return report
