@@ -57,8 +57,9 @@ def mpi(
         Whether the value of a call is rank 0's, or the list of all ranks'.
     launcher : str, optional
         What starts the ranks, for sites without an ``mpiexec``; ``{ranks}`` and ``{cores}`` stand
-        for numbers: "srun --overlap --exact -n {ranks} -c {cores}". None: the mpiexec that is
-        found, of MPICH, Intel MPI or Open MPI.
+        for numbers, ``{node}`` for the batch system's name of the node: "srun --overlap --exact -w
+        {node} -n {ranks} -c {cores}". None: the mpiexec that is found, of MPICH, Intel MPI or Open
+        MPI.
     **options
         As for `exadask.task`, but for ``cores``, ``gpus``, ``memory``, ``setup``, ``isolation`` and
         ``bundle``.

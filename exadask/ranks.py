@@ -70,10 +70,10 @@ def check_launcher(launcher: object) -> None:
     if launcher is None:
         return
     try:
-        if not isinstance(launcher, str) or not launcher.format(ranks=1, cores=1).split():
+        if not isinstance(launcher, str) or not launcher.format(ranks=1, cores=1, node="x").split():
             raise ValueError("it is no command")
     except (ValueError, KeyError, IndexError, AttributeError) as error:
         raise InvalidRequest(
             f"launcher={launcher!r} is not valid ({error}).",
-            'Give a command, such as "srun --overlap --exact -n {ranks} -c {cores}".',
+            'Give a command, such as "srun --overlap --exact -w {node} -n {ranks} -c {cores}".',
         ) from error

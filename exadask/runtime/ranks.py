@@ -11,6 +11,7 @@ import functools
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,10 @@ from exadask.resources import GPU_UNIT, Resources
 
 _START = Path(__file__).with_name("ranks.sh")
 _GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-# What batch systems and outer MPI programs say, and process managers would follow.
-_MISLEADING = ("SLURM_", "PBS_", "LSB_", "PMI_", "PMIX_", "PALS_", "OMPI_", "MPI_LOCAL", "HYDRA_")
+# What outer MPI programs say, and inner ones would believe.
+_OF_OTHERS = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL")
+# What batch systems say, and process managers would follow: they shall look no further than here.
+_OF_JOBS = ("SLURM_", "PBS_", "LSB_", "PALS_", "HYDRA_")
 _VERSION_TIMEOUT_S = 30.0
 
 
@@ -63,8 +66,8 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
     layout : Layout
         The ranks.
     launcher : str, optional
-        The command to start them with; ``{ranks}`` and ``{cores}`` (of a rank) stand for numbers.
-        None: the ``mpiexec`` that is found.
+        The command to start them with; ``{ranks}`` and ``{cores}`` (of a rank) stand for numbers,
+        ``{node}`` for the batch system's name of this node. None: the ``mpiexec`` that is found.
 
     Raises
     ------
@@ -76,15 +79,17 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
         flags = ("--oversubscribe", "--bind-to", "none") if _is_open_mpi(found) else ()
         words = [found, *flags, "-n", str(layout.ranks)]
     else:
-        text = launcher.format(ranks=layout.ranks, cores=layout.each.cores)
+        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        text = launcher.format(ranks=layout.ranks, cores=layout.each.cores, node=node)
         words = shlex.split(text)
         if shutil.which(words[0]) is None:
             raise InvalidRequest(
                 f"launcher={launcher!r}: there is no {words[0]!r} on this node.",
                 "Load the module that has it where the job begins, or leave launcher= out.",
             )
+    misleading = (*_OF_OTHERS, *_OF_JOBS) if launcher is None else _OF_OTHERS
     environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(_MISLEADING)
+        name: value for name, value in os.environ.items() if not name.startswith(misleading)
     }
     environment |= _here_and_now() | _parts(layout, os.environ)
     if _is_open_mpi(words[0]):  # mpi4py of PyPI speaks to any MPI, and might choose another one

@@ -1,0 +1,73 @@
+"""MPI between one-core tasks, on nodes of a real Slurm."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import exadask as xd
+
+pytest.importorskip("mpi4py", reason="functions on ranks need it")
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "ensemble-mpi"
+SLURM = ("--site", "slurm", "--queue", "cpu", "--nodes", "2", "-o", "interface=lo")
+COMMAND = "from exadask.cli.main import main; main()"
+LONG_S = 100
+SRUN = "srun --overlap --exact --overcommit --mpi=pmi2 -N1 -w {node} -n {ranks}"
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def two_nodes(slurm: Any, tmp_path: Path) -> Any:
+    """One allocation of two nodes."""
+    with xd.Executor(
+        site="slurm", queue="cpu", nodes=2, interface="lo", run_folder=tmp_path / "runs"
+    ) as executor:
+        yield executor
+
+
+def where(comm: Any) -> tuple[str, int, int]:
+    """Say where a rank is, which it is, and how many they are."""
+    return os.environ["SLURMD_NODENAME"], comm.rank, comm.size
+
+
+@pytest.mark.parametrize("launcher", [None, SRUN], ids=["mpiexec", "srun"])
+def test_ranks_and_single_tasks_share_the_nodes(two_nodes: xd.Executor, launcher: str) -> None:
+    pairs = xd.mpi(ranks=2, gather="all", launcher=launcher)(where)
+    gangs = [two_nodes.submit(pairs) for _ in range(8)]
+    singles = [two_nodes.submit(pow, number, 2) for number in range(200)]
+    assert [one.result(LONG_S) for one in singles] == [number**2 for number in range(200)]
+    for gang in gangs:
+        ranks = gang.result(LONG_S)
+        assert [rank for _, rank, _ in ranks] == [0, 1]
+        assert {size for _, _, size in ranks} == {2}
+        assert len({node for node, _, _ in ranks}) == 1
+        assert gang.node is not None
+
+
+def test_the_ensemble_is_the_same_as_on_one_machine(slurm: Any, tmp_path: Path) -> None:
+    tables = []
+    for name, options in (("here", ()), ("slurm", SLURM)):
+        results = tmp_path / name
+        settings = ("--set", "depths=10,90", "--set", "cells=8,16", "--set", f"results={results}")
+        done = subprocess.run(
+            [sys.executable, "-c", COMMAND, "run", str(RECIPE), *settings, *options],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=LONG_S,
+            check=False,
+        )
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        with (results / "table.csv").open(newline="") as file:
+            tables.append([(row["status"], row["found"]) for row in csv.DictReader(file)])
+        assert json.loads((results / "summary.json").read_text())["n_failed"] == 0
+    assert tables[0] == tables[1]
