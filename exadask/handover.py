@@ -90,10 +90,16 @@ class Handover:
         Raises
         ------
         InvalidRequest
-            There is no future in it, or one of another executor.
+            There is no future in it, or one of another executor; or services run.
         NotSerializable
             There is something else in it that cannot be sent to another process.
         """
+        serving = [one for one in self._bundler.unfinished() if one in self._bundler.background]
+        if serving:
+            raise InvalidRequest(
+                "services that this session has started still run, and cannot be left.",
+                "End them first: server.cancel().",
+            )
         writer = _Writer(io.BytesIO())
         try:
             writer.dump(futures)

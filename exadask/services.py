@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -269,7 +270,7 @@ class Server(Future[Address]):
             else:  # it was started again: who comes from now on gets the new one
                 call.value, self._loaded = packed, None
 
-        bundler.gateway.loop.call_soon_threadsafe(tell)
+        self._on_loop(tell)
 
     def _lose(self, error: BaseException) -> None:
         """Let tasks that come for it fail."""
@@ -278,7 +279,11 @@ class Server(Future[Address]):
         def tell() -> None:
             bundler.lose(call, error)
 
-        bundler.gateway.loop.call_soon_threadsafe(tell)
+        self._on_loop(tell)
+
+    def _on_loop(self, tell: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # it has ended, and nobody waits any more
+            self._bundler.gateway.loop.call_soon_threadsafe(tell)
 
 
 class _Serve:

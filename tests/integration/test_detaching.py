@@ -287,6 +287,15 @@ def test_what_cannot_be_left_is_refused_and_the_session_goes_on(
         assert session.submit(abs, -1).result(LONG_S) == 1
 
 
+def test_services_cannot_be_left(shared: tuple[Home, Path]) -> None:
+    with xd.Executor(attach=shared[1]) as session:
+        server = xd.service("exec python3 -m http.server {port} --bind {host}").start()
+        assert session.submit(str, server).result(LONG_S)
+        with pytest.raises(InvalidRequest, match=r"services .* cannot be left"):
+            session.detach(session.submit(abs, -1))
+        assert session.submit(abs, -2).result(LONG_S) == 2
+
+
 def test_futures_of_others_cannot_be_left(shared: tuple[Home, Path], ex: xd.Executor) -> None:
     other = ex.submit(abs, -1)
     with xd.Executor(attach=shared[1]) as session:
