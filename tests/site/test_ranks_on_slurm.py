@@ -53,6 +53,26 @@ def test_ranks_and_single_tasks_share_the_nodes(two_nodes: xd.Executor, launcher
         assert gang.node is not None
 
 
+def test_a_search_is_steered_on_slurm(slurm: Any, tmp_path: Path) -> None:
+    for needed in ("sklearn", "scipy", "matplotlib"):
+        pytest.importorskip(needed, reason="the recipe needs it")
+    recipe = RECIPE.with_name("active-learning")
+    results = tmp_path / "results"
+    settings = ("--set", "budget=12", "--set", "searches=1", "--set", f"results={results}")
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, "run", str(recipe), *settings, *SLURM],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    summary = json.loads((results / "summary.json").read_text())
+    assert summary["budget"] == 12
+    assert len((results / "table.csv").read_text().splitlines()) == 1 + 2 * 12
+
+
 def test_the_ensemble_is_the_same_as_on_one_machine(slurm: Any, tmp_path: Path) -> None:
     tables = []
     for name, options in (("here", ()), ("slurm", SLURM)):
