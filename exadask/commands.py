@@ -9,11 +9,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exadask.errors import CommandFailed, InvalidRequest
+from exadask.errors import CommandFailed, InvalidRequest, OutputMissing, shown
+from exadask.files import File
 from exadask.ranks import OF_RANKS, check_launcher, parse_ranks
 from exadask.runtime.ranks import Layout, prefix
 from exadask.tasks import Task, TaskOptions
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _TAIL_BYTES = 4000
 _ECHO_BYTES = 65536
 _FOLDER = "exadask-commands"
+_WORKDIR = "workdir"
 _PREFIX = "EXADASK_MPIEXEC"
 
 
@@ -39,16 +41,30 @@ class CommandResult:
         Its exit code; minus the signal if one killed it.
     directory : Path
         Where it ran; everything that it wrote is there.
+    outputs : dict of str to tuple of Path
+        The files that were declared as its outputs, by their names.
     """
 
     command: str
     exit_code: int
     directory: Path
+    outputs: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    _sizes: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that it left in its directory, sorted."""
         return tuple(sorted(path for path in self.directory.rglob("*") if path.is_file()))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the files that it left are still there, each as large as it was."""
+        try:
+            return all(
+                (self.directory / name).stat().st_size == size for name, size in self._sizes.items()
+            )
+        except OSError:
+            return False
 
     @property
     def stdout(self) -> str:
@@ -66,6 +82,7 @@ def command(
     *,
     check: bool = True,
     directory: str | os.PathLike[str] | None = None,
+    outputs: Mapping[str, str] | None = None,
     launcher: str | None = None,
     **options: Any,
 ) -> Command:
@@ -75,12 +92,16 @@ def command(
     ----------
     template : str
         The command, run by ``/bin/sh``. ``{name}`` stands for a value given to ``submit``; values
-        are quoted. Write ``{{`` and ``}}`` for braces of the shell's own.
+        are quoted. ``{workdir}`` is the directory where it runs. Write ``{{`` and ``}}`` for braces
+        of the shell's own.
     check : bool
         Whether an exit code other than zero is an error.
     directory : path, optional
         Where all its calls run. None: each in a new directory under ``exadask-commands``; values
         that are paths of existing files are then given as absolute paths.
+    outputs : mapping of str to str, optional
+        Files that it must leave, by names of your own: patterns below its directory, such as
+        ``{"log": "*.log", "frames": "out/**/*.xyz"}``. Where one matches nothing, it has failed.
     launcher : str, optional
         What starts the ranks of an MPI program; see `exadask.mpi_task.mpi`.
     **options
@@ -111,6 +132,7 @@ def command(
     if directory is not None and not isinstance(directory, (str, os.PathLike)):
         raise InvalidRequest(f"directory={directory!r} is not valid.", "Give a path.")
     check_launcher(launcher)
+    wanted = _checked_outputs(outputs)
     layout, said = None, {"name": _program(template), **options}
     if launcher is not None or any(name in options for name in OF_RANKS):
         layout, parsed = parse_ranks(said)
@@ -121,6 +143,7 @@ def command(
         fields=fields_of(template),
         check=check,
         directory=None if directory is None else str(directory),
+        outputs=wanted,
         layout=layout,
         launcher=launcher,
     )
@@ -198,11 +221,12 @@ class _Shell:
         fields: tuple[str, ...],
         check: bool,
         directory: str | None,
+        outputs: tuple[tuple[str, str], ...],
         layout: Layout | None,
         launcher: str | None,
     ) -> None:
-        self.template, self.fields = template, fields
-        self.check, self.directory = check, directory
+        self.template, self.fields = template, tuple(one for one in fields if one != _WORKDIR)
+        self.check, self.directory, self.outputs = check, directory, outputs
         self.layout, self.launcher = layout, launcher
         self.__name__ = _program(template)
 
@@ -213,9 +237,15 @@ class _Shell:
             fields=self.fields,
             check=self.check,
             directory=self.directory,
+            outputs=self.outputs,
             layout=layout,
             launcher=self.launcher,
         )
+
+    @staticmethod
+    def is_whole(result: object) -> bool:
+        """Whether a result of an earlier run is still what it was."""
+        return isinstance(result, CommandResult) and result.is_whole
 
     def check_values(self, args: tuple[Any, ...], values: Mapping[str, Any]) -> None:
         if args:
@@ -234,14 +264,14 @@ class _Shell:
 
     def __call__(self, *args: Any, **values: Any) -> CommandResult:
         self.check_values(args, values)
+        directory = self._directory()
         texts = {name: shlex.quote(text_of(value)) for name, value in values.items()}
-        line = self.template.format(**texts)
+        line = self.template.format(**texts, **{_WORKDIR: shlex.quote(str(directory))})
         run, environment = line, None
         if self.layout is not None:
             words, environment = prefix(self.layout, self.launcher)
             environment[_PREFIX] = shlex.join(words)
             run = line if _PREFIX in self.template else f"${_PREFIX} {line}"
-        directory = self._directory()
         with (directory / "stdout").open("wb") as out, (directory / "stderr").open("wb") as err:
             ended = subprocess.run(
                 ["/bin/sh", "-c", run],
@@ -251,12 +281,23 @@ class _Shell:
                 env=environment,
                 check=False,
             )
-        result = CommandResult(command=line, exit_code=ended.returncode, directory=directory)
+        found = {name: tuple(sorted(directory.glob(one))) for name, one in self.outputs}
+        result = CommandResult(
+            command=line,
+            exit_code=ended.returncode,
+            directory=directory,
+            outputs=found,
+            _sizes=_sizes_below(directory) if self.directory is None else {},
+        )
         sys.stdout.write(_tail(directory / "stdout", _ECHO_BYTES))
         sys.stderr.write(_tail(directory / "stderr", _ECHO_BYTES))
         if self.check and ended.returncode != 0:
             tail = _tail(directory / "stderr", _TAIL_BYTES)
             raise CommandFailed(line, ended.returncode, str(directory), tail)
+        for name, pattern in self.outputs:
+            if self.check and not found[name]:
+                there = [path.name for path in sorted(directory.iterdir())]
+                raise OutputMissing(line, f"{name}={pattern!r}", str(directory), tuple(there))
         return result
 
     def _directory(self) -> Path:
@@ -274,9 +315,35 @@ class _ByMapping:
 
     def __init__(self, shell: _Shell) -> None:
         self._shell = shell
+        self.is_whole = shell.is_whole
 
     def __call__(self, values: Mapping[str, Any]) -> CommandResult:
         return self._shell(**values)
+
+
+def _checked_outputs(outputs: object) -> tuple[tuple[str, str], ...]:
+    if outputs is None:
+        return ()
+    if not isinstance(outputs, Mapping):
+        raise InvalidRequest(
+            f"outputs={shown(outputs)} is not valid.", 'Give a dict: outputs={"log": "*.log"}.'
+        )
+    for name, pattern in outputs.items():
+        is_text = isinstance(name, str) and isinstance(pattern, str) and bool(pattern)
+        if not is_text or Path(pattern).is_absolute() or ".." in Path(pattern).parts:
+            raise InvalidRequest(
+                f"outputs has {shown(name)}: {shown(pattern)}.",
+                "Give names and patterns below the directory of the command, such as '*.log'.",
+            )
+    return tuple(outputs.items())
+
+
+def _sizes_below(directory: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(directory)): path.stat().st_size
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def fields_of(template: str) -> tuple[str, ...]:
@@ -309,6 +376,8 @@ def text_of(value: Any) -> str:
     """Write a value for the shell: of files and results the absolute path."""
     if isinstance(value, CommandResult):
         return str(value.directory)
+    if isinstance(value, File):
+        return str(Path(value.path).absolute())
     if isinstance(value, os.PathLike) or (isinstance(value, str) and _is_file(value)):
         return str(Path(value).absolute())
     return str(value)

@@ -26,6 +26,7 @@ __all__ = [
     "NoNodeLeft",
     "NodeLost",
     "NotSerializable",
+    "OutputMissing",
     "QueryFailed",
     "RanksFailed",
     "RecipeError",
@@ -291,6 +292,21 @@ class UnhashableValue(ExadaskError, TypeError):
             f"the result of task {self.task!r} cannot be remembered, because {self.where} cannot "
             f"be hashed: {self.reason}. Pass what is needed to make it (a path, a seed, a number) "
             "and make it inside the task, or leave memo=True out."
+        )
+
+
+class OutputMissing(ExadaskError):
+    """A command ended well, but has not left what it was to leave."""
+
+    def __init__(self, command: str, output: str, directory: str, found: tuple[str, ...]) -> None:
+        super().__init__(command, output, directory, found)
+        self.command, self.output, self.directory, self.found = command, output, directory, found
+
+    def __str__(self) -> str:
+        there = ", ".join(self.found[:10]) or "nothing"
+        return (
+            f"command {self.command!r} left no file for the output {self.output} in "
+            f"{self.directory}; there are: {there}. Correct the pattern, or see its stderr."
         )
 
 

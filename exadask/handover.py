@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 _PATIENCE_S = 120.0
 _AT_ONCE = 1000
 # What is of this process alone.
-_OF_PROCESS = ("observer", "dependents", "settle", "n_missing", "number", "journal", "submitted")
+_OF_PROCESS = (
+    *("observer", "dependents", "settle", "check"),
+    *("n_missing", "number", "journal", "submitted"),
+)
 
 
 class _Known(NamedTuple):

@@ -74,6 +74,7 @@ class Intake:
         call = packer.call(args, kwargs, self._input_of)
         if self.journal is not None and self._wants(packer):
             self.journal.remembered.identify(call, packer.task, args, kwargs)
+            call.check = getattr(packer.task.function, "is_whole", None)
         if call.kind.checkpoint:
             call.checkpoint = checkpoint_of(call, self.journal)
         return call

@@ -110,7 +110,18 @@ class Remembered:
             call.is_lasting = True
 
     def find(self, call: Call) -> bool:
-        """Give a call its result, if that is there."""
+        """Give a call its result, if that is there, and still what it was."""
+        if not self._find(call):
+            return False
+        if call.check is None or not call.has_value:
+            return True
+        value = call.value.load() if isinstance(call.value, Parcel) else call.value
+        if call.check(value):
+            return True
+        call.value, call.has_value = None, False
+        return False
+
+    def _find(self, call: Call) -> bool:
         if call.digest is None:
             return False
         if call.kind.memo:

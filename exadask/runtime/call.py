@@ -126,6 +126,8 @@ class Call:
         Its folder for checkpoints.
     is_lasting : bool
         Whether the digest is good for other runs too.
+    check : callable or None
+        Says of a result that was found whether it still is what it was.
     settle : callable or None
         Called when its inputs are there, before it is sent: whether its result is there already.
     """
@@ -144,6 +146,7 @@ class Call:
     submitted = 0.0
     digest: bytes | None = None
     checkpoint: str | None = None
+    check: Callable[[object], bool] | None = None
     settle: Callable[[], bool] | None = None
     _key: str | None = None
 

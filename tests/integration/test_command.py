@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,3 +65,58 @@ def test_command_runs_here_as_well() -> None:
 def test_directory_can_be_chosen(ex: xd.Executor, tmp_path: Path) -> None:
     result = xd.command("pwd", directory=tmp_path / "work").submit().result(30)
     assert result.stdout.strip() == str(tmp_path / "work")
+
+
+# -- what it leaves -----------------------------------------------------------------------------
+
+
+def test_outputs_are_collected_by_name(ex: xd.Executor, tmp_path: Path) -> None:
+    (tmp_path / "start.xyz").write_text("1\n")
+    program = xd.command(
+        "cp {start} {workdir}/copy.xyz; mkdir out; touch out/b.dat out/a.dat; echo done > run.log",
+        outputs={"log": "*.log", "frames": "out/*.dat", "copy": "copy.xyz"},
+    )
+    result = program.submit(start=xd.File("start.xyz")).result(30)
+    assert {name: [one.name for one in paths] for name, paths in result.outputs.items()} == {
+        "log": ["run.log"],
+        "frames": ["a.dat", "b.dat"],
+        "copy": ["copy.xyz"],
+    }
+    (log,) = result.outputs["log"]
+    assert xd.command("cat {log}").submit(log=log).result(30).stdout == "done\n"
+
+
+def test_an_output_that_is_missing_is_a_failure(ex: xd.Executor) -> None:
+    program = xd.command("touch run.out", outputs={"log": "*.log"})
+    with pytest.raises(xd.errors.OutputMissing, match=r"log='\*.log'.*there are: run.out"):
+        program.submit().result(30)
+    lenient = xd.command("touch run.out", outputs={"log": "*.log"}, check=False)
+    assert lenient.submit().result(30).outputs == {"log": ()}
+
+
+@pytest.mark.parametrize(
+    "outputs", ["*.log", {"log": ""}, {"log": "/tmp/x"}, {"log": "../x"}, {1: "x"}]
+)
+def test_outputs_that_make_no_sense_are_refused(outputs: Any) -> None:
+    with pytest.raises(xd.errors.InvalidRequest, match="outputs"):
+        xd.command("true", outputs=outputs)
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut"])
+def test_memoised_results_whose_files_are_damaged_are_made_again(
+    tmp_path: Path, damage: str
+) -> None:
+    program = xd.command("echo {n} > number", memo=True)
+    nodes = [xd.NodeShape.declare(cores=1)]
+    with xd.Executor(nodes=nodes, run_folder=tmp_path / "runs") as ex:
+        first = ex.submit(program, n=7).result(30)
+        assert ex.submit(program, n=7).result(30).directory == first.directory
+        if damage == "removed":
+            shutil.rmtree(first.directory)
+        else:
+            (first.directory / "number").write_text("")
+        assert ex.submit(program, n=7).result(30).directory != first.directory
+    with xd.Executor(nodes=nodes, run_folder=tmp_path / "runs") as ex:
+        again = ex.submit(program, n=7).result(30)
+    assert again.directory != first.directory
+    assert (again.directory / "number").read_text() == "7\n"

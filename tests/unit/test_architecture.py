@@ -38,7 +38,7 @@ _ALLOWED = {
     "submitter": {"executor", "future", "packing", "tasks"} | _BASE,
     "files": {"errors", "texts"},
     "tasks": {"active", "future", "runtime"} | _BASE,
-    "commands": {"active", "future", "ranks", "runtime", "tasks"} | _BASE,
+    "commands": {"active", "files", "future", "ranks", "runtime", "tasks"} | _BASE,
     "mpi_task": {"ranks", "runtime", "tasks"} | _BASE,
     "services": {"active", "commands", "executor", "future", "runtime", "tasks"} | _BASE,
     "ranks": {"runtime", "tasks"} | _BASE,

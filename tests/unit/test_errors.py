@@ -30,6 +30,7 @@ _EXAMPLES: list[errors.ExadaskError] = [
     errors.NoNodeLeft("relax", "the budget is spent"),
     errors.NodeLost("relax", ("node-1", "node-2")),
     errors.NotSerializable("the function", "closure variable 'lock'", "cannot pickle"),
+    errors.OutputMissing("lmp -in x", "log='*.log'", "/scratch/x", ("stderr", "stdout")),
     errors.QueryFailed("squeue -j 7", "timed out"),
     errors.RanksFailed("solve", 4, 9, "Killed"),
     errors.RecipeError("no recipe 'g3'.", "Did you mean 'g2'?"),
