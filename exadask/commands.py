@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import string
@@ -26,6 +27,7 @@ _TAIL_BYTES = 4000
 _ECHO_BYTES = 65536
 _FOLDER = "exadask-commands"
 _WORKDIR = "workdir"
+_MOST_SIZES = 1000
 _PREFIX = "EXADASK_MPIEXEC"
 
 
@@ -339,11 +341,10 @@ def _checked_outputs(outputs: object) -> tuple[tuple[str, str], ...]:
 
 
 def _sizes_below(directory: Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(directory)): path.stat().st_size
-        for path in directory.rglob("*")
-        if path.is_file()
-    }
+    """Say how large the files of a directory are; of very many, some."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    some = itertools.islice(files, _MOST_SIZES)
+    return {str(path.relative_to(directory)): path.stat().st_size for path in some}
 
 
 def fields_of(template: str) -> tuple[str, ...]:
