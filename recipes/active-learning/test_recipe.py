@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,21 +18,7 @@ pytest.importorskip("sklearn", reason="the surrogate is scikit-learn's")
 pytest.importorskip("scipy", reason="the wire is a spline of scipy's")
 pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
 
-MODULES = ("recipe", "bead", "surrogate")
 CYCLOID = (0.9763612, 0.81034352, 0.67549463, 0.54371186)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Iterator[ModuleType]:
-    """Import it as a run does: `recipe`, from its own folder."""
-    folder = str(Path(__file__).parent)
-    others = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    sys.path.insert(0, folder)
-    yield importlib.import_module("recipe")
-    sys.path.remove(folder)
-    for name in MODULES:
-        sys.modules.pop(name, None)
-    sys.modules.update(others)
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,21 +16,6 @@ import exadask as xd
 np = pytest.importorskip("numpy", reason="the solver is written with numpy")
 pytest.importorskip("mpi4py", reason="the solver runs on ranks of MPI")
 pytest.importorskip("matplotlib", reason="the plot needs matplotlib")
-
-MODULES = ("recipe", "seiche")
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Iterator[ModuleType]:
-    """Import it as a run does: `recipe`, from its own folder."""
-    folder = str(Path(__file__).parent)
-    others = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    sys.path.insert(0, folder)
-    yield importlib.import_module("recipe")
-    sys.path.remove(folder)
-    for name in MODULES:
-        sys.modules.pop(name, None)
-    sys.modules.update(others)
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -20,20 +18,6 @@ pytest.importorskip("matplotlib", reason="the parity plot needs matplotlib")
 pytest.importorskip("bokeh", reason="the interactive parity plot needs bokeh")
 
 EV_PER_HARTREE = 27.2114
-MODULES = ("recipe", "g2_set", "g2_report")
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Iterator[ModuleType]:
-    """Import it as a run does: `recipe`, from its own folder."""
-    folder = str(Path(__file__).parent)
-    others = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    sys.path.insert(0, folder)
-    yield importlib.import_module("recipe")
-    sys.path.remove(folder)
-    for name in MODULES:
-        sys.modules.pop(name, None)
-    sys.modules.update(others)
 
 
 @pytest.fixture(scope="module")

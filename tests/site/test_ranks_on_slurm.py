@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import exadask as xd
 
 pytest.importorskip("mpi4py", reason="functions on ranks need it")
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "ensemble-mpi"
+RECIPES = Path(__file__).parents[2] / "recipes"
 SLURM = ("--site", "slurm", "--queue", "cpu", "--nodes", "2", "-o", "interface=lo")
 COMMAND = "from exadask.cli.main import main; main()"
 LONG_S = 100
@@ -53,41 +54,38 @@ def test_ranks_and_single_tasks_share_the_nodes(two_nodes: xd.Executor, launcher
         assert gang.node is not None
 
 
-def test_a_search_is_steered_on_slurm(slurm: Any, tmp_path: Path) -> None:
-    for needed in ("sklearn", "scipy", "matplotlib"):
-        pytest.importorskip(needed, reason="the recipe needs it")
-    recipe = RECIPE.with_name("active-learning")
-    results = tmp_path / "results"
-    settings = ("--set", "budget=12", "--set", "searches=1", "--set", f"results={results}")
+def run(
+    recipe: str, results: Path, settings: Mapping[str, object], *options: str
+) -> dict[str, Any]:
+    """Run a recipe by its command; give its summary."""
+    said = [f"{name}={value}" for name, value in {**settings, "results": results}.items()]
+    words = ["run", str(RECIPES / recipe), *(word for one in said for word in ("--set", one))]
     done = subprocess.run(
-        [sys.executable, "-c", COMMAND, "run", str(recipe), *settings, *SLURM],
-        cwd=tmp_path,
+        [sys.executable, "-c", COMMAND, *words, *options],
+        cwd=results.parent,
         capture_output=True,
         text=True,
         timeout=LONG_S,
         check=False,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    summary = json.loads((results / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((results / "summary.json").read_text())
+    return summary
+
+
+def test_a_search_is_steered_on_slurm(slurm: Any, tmp_path: Path) -> None:
+    for needed in ("sklearn", "scipy", "matplotlib"):
+        pytest.importorskip(needed, reason="the recipe needs it")
+    summary = run("active-learning", tmp_path / "found", {"budget": 12, "searches": 1}, *SLURM)
     assert summary["budget"] == 12
-    assert len((results / "table.csv").read_text().splitlines()) == 1 + 2 * 12
+    assert len((tmp_path / "found" / "table.csv").read_text().splitlines()) == 1 + 2 * 12
 
 
 def test_the_ensemble_is_the_same_as_on_one_machine(slurm: Any, tmp_path: Path) -> None:
     tables = []
     for name, options in (("here", ()), ("slurm", SLURM)):
-        results = tmp_path / name
-        settings = ("--set", "depths=10,90", "--set", "cells=8,16", "--set", f"results={results}")
-        done = subprocess.run(
-            [sys.executable, "-c", COMMAND, "run", str(RECIPE), *settings, *options],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=LONG_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-        with (results / "table.csv").open(newline="") as file:
+        settings = {"depths": "10,90", "cells": "8,16"}
+        assert run("ensemble-mpi", tmp_path / name, settings, *options)["n_failed"] == 0
+        with (tmp_path / name / "table.csv").open(newline="") as file:
             tables.append([(row["status"], row["found"]) for row in csv.DictReader(file)])
-        assert json.loads((results / "summary.json").read_text())["n_failed"] == 0
     assert tables[0] == tables[1]
