@@ -81,7 +81,7 @@ def mpi(
     ... def total(comm, values):
     ...     return comm.allreduce(sum(values[comm.rank :: comm.size]))
     >>> total.options.request
-    Resources(cores=8, memory='4.00 GiB', time='5m')
+    Resources(cores=8, memory='4 GiB', time='5m')
     """
     said = {
         "ranks": ranks,

@@ -125,10 +125,11 @@ def paired(report: Report, peer: str, pairs: Pairs[Figures]) -> None:
     for case in pairs[0][0]:
         first = [figures[case] for figures, _ in pairs]
         second = [figures[case] for _, figures in pairs]
-        ratios = [
-            statistics.median(ours) / statistics.median(theirs)
+        medians = [
+            (statistics.median(ours), statistics.median(theirs))
             for ours, theirs in zip(first, second, strict=True)
         ]
+        ratios = [ours / theirs for ours, theirs in medians if theirs]  # no memory was seen to grow
         report.lines.append(
             Line(
                 case=case,
