@@ -9,13 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 import cloudpickle
 
 from exadask.errors import InvalidRequest, RanksFailed, RemoteError
 from exadask.ranks import check_launcher, parse_ranks
-from exadask.runtime.rank import Orders, Problem
+from exadask.runtime import ranks
 from exadask.runtime.ranks import Layout, prefix
 from exadask.runtime.tail import Tail
 from exadask.tasks import Task, TaskOptions, name_of
@@ -23,7 +24,7 @@ from exadask.tasks import Task, TaskOptions, name_of
 T = TypeVar("T")
 
 Gather = Literal["root", "all"]
-_RANK = "import sys; sys.path[:] = {path!r}; from exadask.runtime.rank import main; main({file!r})"
+_RANK = str(Path(ranks.__file__).with_name("rank.py"))
 
 
 def mpi(
@@ -152,19 +153,18 @@ class _Ranks:
             problems = [files.enter_context(_shared_file()) for _ in range(n_ranks)]
             n_results = n_ranks if self.gather == "all" else 1
             results = [files.enter_context(_shared_file()) for _ in range(n_results)]
-            orders = Orders(
-                n_ranks=n_ranks,
-                call=cloudpickle.dumps((self.body, args, kwargs), protocol=5),
-                sys_path=tuple(sys.path),
-                results=(*map(_path_of, results), *[""] * (n_ranks - n_results)),
-                problems=tuple(map(_path_of, problems)),
-            )
+            orders = {
+                "n_ranks": n_ranks,
+                "call": cloudpickle.dumps((self.body, args, kwargs), protocol=5),
+                "sys_path": list(sys.path),
+                "results": [*map(_path_of, results), *[""] * (n_ranks - n_results)],
+                "problems": list(map(_path_of, problems)),
+            }
             order = files.enter_context(_shared_file())
             order.write(pickle.dumps(orders))
             order.flush()
             words, environment = prefix(self.layout, self.launcher)
-            code = _RANK.format(path=list(sys.path), file=_path_of(order))
-            program = [sys.executable, "-X", "faulthandler", "-c", code]
+            program = [sys.executable, "-X", "faulthandler", _RANK, _path_of(order)]
             exit_code, tail = _run([*words, *program], environment)
             for rank, file in enumerate(problems):
                 if _size_of(file):
@@ -175,21 +175,21 @@ class _Ranks:
             values = [pickle.loads(_content_of(file)) for file in results]
         return values if self.gather == "all" else values[0]
 
-    def _raised(self, rank: int, problem: Problem) -> BaseException:
+    def _raised(self, rank: int, problem: dict[str, Any]) -> BaseException:
         """Give what a rank raised, as if it had been raised here."""
         name = self.__name__
         try:
-            error = pickle.loads(problem.error) if problem.error is not None else None
+            error = pickle.loads(problem["error"]) if problem["error"] is not None else None
         except Exception:  # the user's classes decide what unpickling raises
             error = None
-        if type(error).__name__ == "_WrongWorld":
+        if problem["is_wrong_world"]:
             return InvalidRequest(f"task {name!r} cannot run:", str(error))
         if not isinstance(error, BaseException):
-            kind, _, text = problem.summary.partition(": ")
-            error = RemoteError(name, kind, text, problem.traceback)
+            kind, _, text = problem["summary"].partition(": ")
+            error = RemoteError(name, kind, text, problem["traceback"])
         if hasattr(error, "add_note"):
             error.add_note(
-                f"raised by rank {rank} of {self.layout.ranks}:\n{problem.traceback.rstrip()}"
+                f"raised by rank {rank} of {self.layout.ranks}:\n{problem['traceback'].rstrip()}"
             )
         return error
 

@@ -1,114 +1,98 @@
-"""One rank of a function that many run together; ``mpiexec`` starts it, see `exadask.mpi_task`.
+"""One rank of a function that many run together; ``mpiexec`` starts this file.
 
-Orders and results pass through files that only the task's own process and its ranks have.
+Orders and results pass through files that only the task's own process and its ranks have; see
+`exadask.mpi_task`. All that is imported here is paid for by each rank of each call: it is as little
+as can be, and nothing of exadask's.
+
+The orders are a pickled dict: ``n_ranks``; ``sys_path``; ``call``, the packed function and its
+arguments; ``results`` and ``problems``, for each rank the file where its result goes (empty: nobody
+wants it) or what went wrong. A problem is a pickled dict as well: ``summary``, ``traceback``,
+``error`` (packed; None if it cannot be), and whether the ranks do not see each other.
 """
-
-from __future__ import annotations
 
 import os
 import pickle
 import sys
-import traceback
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import cloudpickle
 
 _FAILED = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """What all ranks are told.
-
-    Parameters
-    ----------
-    n_ranks : int
-        How many there are.
-    call : bytes
-        The function and its arguments, packed.
-    sys_path : tuple of str
-        Where modules are found.
-    results : tuple of str
-        For each rank where its result goes; empty: nobody wants it.
-    problems : tuple of str
-        For each rank where goes what went wrong.
-    """
-
-    n_ranks: int
-    call: bytes
-    sys_path: tuple[str, ...]
-    results: tuple[str, ...]
-    problems: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What a rank raised.
-
-    Parameters
-    ----------
-    summary : str
-        Its type and its message.
-    traceback : str
-        Where it was raised.
-    error : bytes or None
-        Packed; None if it cannot be.
-    """
-
-    summary: str
-    traceback: str
-    error: bytes | None
-
-
-class _WrongWorld(Exception):
-    """The ranks do not see each other."""
-
-
 def main(path: str) -> None:
     """Run the function as one of its ranks."""
-    orders: Orders = pickle.loads(Path(path).read_bytes())
-    sys.path[:] = orders.sys_path
+    with open(path, "rb") as file:  # noqa: PTH123  # pathlib takes longer than all of this
+        orders = pickle.load(file)
+    sys.path[:] = orders["sys_path"]
     rank = 0
     try:
         from mpi4py import MPI
 
         world = MPI.COMM_WORLD
         rank = world.Get_rank()
-        if world.Get_size() != orders.n_ranks:
-            raise _WrongWorld(
-                f"{orders.n_ranks} ranks were started, and each sees {world.Get_size()}: mpiexec "
-                f"is not of the MPI that mpi4py uses ({MPI.Get_library_version().splitlines()[0]})."
-                " Load the module of that MPI, or install mpi4py against the one that is loaded: "
-                "python -m pip install --no-binary mpi4py --force-reinstall mpi4py"
-            )
-        function, args, kwargs = pickle.loads(orders.call)
+        n_ranks, n_seen = orders["n_ranks"], world.Get_size()
+        if n_seen != n_ranks:
+            _tell(orders["problems"][rank], _wrong_world(n_ranks, n_seen, MPI), is_wrong_world=True)
+            _end_all()
+        function, args, kwargs = pickle.loads(orders["call"])
         value = function(world, *args, **kwargs)
-        if orders.results[rank]:
-            packed = cloudpickle.dumps(value, protocol=5)
-            Path(orders.results[rank]).write_bytes(packed)
+        if orders["results"][rank]:
+            _write(orders["results"][rank], _packed(value))
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException as error:  # whatever it raises ends all ranks
-        _tell(orders.problems[rank], error)
+        _tell(orders["problems"][rank], error)
         _end_all()
 
 
-def _tell(path: str, error: BaseException) -> None:
+def _wrong_world(n_ranks: int, n_seen: int, mpi: object) -> Exception:
+    library = mpi.Get_library_version().splitlines()[0]  # type: ignore[attr-defined]  # of mpi4py
+    return RuntimeError(
+        f"{n_ranks} ranks were started, and each sees {n_seen}: mpiexec is not of the MPI that "
+        f"mpi4py uses ({library}). Load the module of that MPI, or install mpi4py against the one "
+        "that is loaded: python -m pip install --no-binary mpi4py --force-reinstall mpi4py"
+    )
+
+
+def _packed(value: object) -> bytes:
     try:
-        packed: bytes | None = cloudpickle.dumps(error, protocol=5)
+        return pickle.dumps(value, 5)
+    except Exception:  # it may be of a class that only the user's program has
+        import cloudpickle
+
+        packed: bytes = cloudpickle.dumps(value, protocol=5)
+        return packed
+
+
+def _tell(path: str, error: BaseException, *, is_wrong_world: bool = False) -> None:
+    import traceback
+
+    import cloudpickle
+
+    try:
+        packed = cloudpickle.dumps(error, protocol=5)
     except Exception:  # the user's classes decide what pickling raises
         packed = None
-    summary = f"{type(error).__name__}: {error}"
-    problem = Problem(summary, "".join(traceback.format_exception(error)), packed)
-    Path(path).write_bytes(pickle.dumps(problem))
+    problem = {
+        "summary": f"{type(error).__name__}: {error}",
+        "traceback": "".join(traceback.format_exception(error)),
+        "error": packed,
+        "is_wrong_world": is_wrong_world,
+    }
+    _write(path, pickle.dumps(problem))
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(path, "wb") as file:  # noqa: PTH123  # as above
+        file.write(content)
 
 
 def _end_all() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    mpi: Any = sys.modules.get("mpi4py.MPI")
+    mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Is_initialized():
         mpi.COMM_WORLD.Abort(_FAILED)
     os._exit(_FAILED)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

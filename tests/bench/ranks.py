@@ -15,10 +15,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import exadask as xd
-from tests.bench import contest, measure
+from tests.bench import contest, measure, work
 from tests.bench.measure import Options, Report
 
 CASE = "two ranks of a function [s]"
@@ -26,14 +25,9 @@ BY_HAND = "from mpi4py import MPI; MPI.COMM_WORLD.allreduce(1)"
 AT_MOST = 1.2
 
 
-def sum_of_ones(comm: Any) -> int:
-    """Do next to nothing, together."""
-    return int(comm.allreduce(1))
-
-
 def ours(executor: xd.Executor, calls: int, _: int) -> contest.Figures:
     """Run calls one after the other; returns how long one took."""
-    task = xd.mpi(ranks=2)(sum_of_ones)
+    task = xd.mpi(ranks=2)(work.sum_of_ones)
     return {CASE: [timed(lambda: executor.submit(task).result(), calls)]}
 
 
