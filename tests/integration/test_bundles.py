@@ -432,6 +432,7 @@ def note_and_wait(place: int, notes: Path, go: Path) -> int:
 def test_queued_call_that_is_cancelled_never_runs(node: xd.Executor, notes: Path) -> None:
     go = notes.parent / "go"
     busy = [node.submit(wait_for_file, go) for _ in range(2)]
+    eventually(lambda: all(map(xd.Future.running, busy)))
     futures = [node.options(bundle=5).submit(note_and_wait, n, notes, go) for n in range(100, 200)]
     assert all(future.cancel() for future in futures[10:])
     go.touch()
