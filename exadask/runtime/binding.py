@@ -22,7 +22,7 @@ _THREAD_VARIABLES = (
     "JULIA_NUM_THREADS",
     "RAYON_NUM_THREADS",
 )
-_GPU_VARIABLES = {
+GPU_VARIABLES = {
     "nvidia": "CUDA_VISIBLE_DEVICES",
     "amd": "ROCR_VISIBLE_DEVICES",
     "intel": "ZE_AFFINITY_MASK",
@@ -83,7 +83,7 @@ def gpu_environment(gpus: Sequence[str], vendor: GpuVendor, node_has_gpus: bool)
     if vendor == "none" or not node_has_gpus:
         return {}
     visible = ",".join(gpus) if gpus else _NOTHING_VISIBLE[vendor]
-    environment = {_GPU_VARIABLES[vendor]: visible}
+    environment = {GPU_VARIABLES[vendor]: visible}
     if vendor == "nvidia":
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     return environment

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from exadask.errors import InvalidRequest
 from exadask.resources import GPU_UNIT, Resources
+from exadask.runtime import binding
 
 _START = Path(__file__).with_name("ranks.sh")
-_GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
 # What outer MPI programs say, and inner ones would believe.
 _OF_OTHERS = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL")
 # What batch systems say, and process managers would follow: they shall look no further than here.
@@ -121,14 +121,15 @@ def _here_and_now() -> dict[str, str]:
 def _parts(layout: Layout, environ: Mapping[str, str]) -> dict[str, str]:
     """Say which cores and GPUs of the task are those of which rank."""
     ranks, each = layout.ranks, layout.each
-    told = {"OMP_NUM_THREADS": str(each.cores), "EXADASK_RANK_CORES": "", "EXADASK_RANK_GPUS": ""}
+    told = binding.thread_environment(each.cores)
+    told |= {"EXADASK_RANK_CORES": "", "EXADASK_RANK_GPUS": ""}
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if len(cores) == ranks * each.cores:  # otherwise the shape is declared, and binds nobody
         told["EXADASK_RANK_CORES"] = ":".join(
             ",".join(map(str, cores[rank * each.cores : (rank + 1) * each.cores]))
             for rank in range(ranks)
         )
-    variable = next((name for name in _GPU_VARIABLES if environ.get(name)), None)
+    variable = next((name for name in binding.GPU_VARIABLES.values() if environ.get(name)), None)
     if each.gpu_units and variable is not None:
         gpus = environ[variable].split(",")
         told["EXADASK_RANK_GPU_VARIABLE"] = variable

@@ -146,6 +146,7 @@ def test_a_task_on_ranks_is_a_plain_function_here() -> None:
 
 def test_each_rank_has_its_own_cores_and_threads(ex: xd.Executor, launcher: str | None) -> None:
     def mine(comm: Any) -> tuple[list[int], str]:
+        assert os.environ["OPENBLAS_NUM_THREADS"] == os.environ["OMP_NUM_THREADS"]
         return sorted(os.sched_getaffinity(0)), os.environ["OMP_NUM_THREADS"]
 
     (node,) = ex.nodes.values()
