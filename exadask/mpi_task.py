@@ -14,12 +14,12 @@ from typing import IO, Any, Literal, TypeVar
 
 import cloudpickle
 
-from exadask.errors import InvalidRequest, RanksFailed, RemoteError
+from exadask.errors import InvalidRequest, RanksFailed, RemoteError, shown
 from exadask.ranks import check_launcher, parse_ranks
 from exadask.runtime import ranks
 from exadask.runtime.ranks import Layout, prefix
 from exadask.runtime.tail import Tail
-from exadask.tasks import Task, TaskOptions, name_of
+from exadask.tasks import Task, TaskOptions, name_of, require_function
 
 T = TypeVar("T")
 
@@ -92,15 +92,11 @@ def mpi(
     }
     layout, parsed = parse_ranks({**options, **said})
     if gather not in ("root", "all"):
-        raise InvalidRequest(f"gather={gather!r} is not valid.", "Give 'root' or 'all'.")
+        raise InvalidRequest(f"gather={shown(gather)} is not valid.", "Give 'root' or 'all'.")
     check_launcher(launcher)
 
     def decorate(function: Callable[..., Any]) -> MpiTask:
-        if not callable(function) or isinstance(function, type):
-            raise InvalidRequest(
-                f"@mpi was put on {function!r}, which is not a function.",
-                "Options go by name: @mpi(ranks=4).",
-            )
+        require_function(function, "@mpi", "Options go by name: @mpi(ranks=4).")
         return MpiTask(_Ranks(function, layout, gather, launcher), parsed)
 
     return decorate(function) if function is not None else decorate

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from exadask.errors import InvalidRequest
+from exadask.errors import InvalidRequest, shown
 from exadask.resources import Resources
 from exadask.runtime.ranks import Layout
 from exadask.tasks import TaskOptions
@@ -39,7 +39,7 @@ def parse_ranks(
     known = layout or Layout(ranks=1, each=Resources())
     ranks = options.get("ranks", known.ranks)
     if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1:
-        raise InvalidRequest(f"ranks={ranks!r} is not valid.", "Give a whole number >= 1.")
+        raise InvalidRequest(f"ranks={shown(ranks)} is not valid.", "Give a whole number >= 1.")
     each = Resources.parse(
         cores=options.get("cores_per_rank", known.each.cores),
         gpus=options.get("gpus_per_rank", known.each.gpus),
@@ -74,6 +74,6 @@ def check_launcher(launcher: object) -> None:
             raise ValueError("it is no command")
     except (ValueError, KeyError, IndexError, AttributeError) as error:
         raise InvalidRequest(
-            f"launcher={launcher!r} is not valid ({error}).",
+            f"launcher={shown(launcher)} is not valid ({error}).",
             'Give a command, such as "srun --overlap --exact -w {node} -n {ranks} -c {cores}".',
         ) from error

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import psutil
 
 from exadask.commands import fields_of, text_of
-from exadask.errors import InvalidRequest, ServiceFailed
+from exadask.errors import InvalidRequest, ServiceFailed, shown
 from exadask.future import Future
 from exadask.runtime.bundling import Bundler
 from exadask.runtime.call import Call
@@ -97,7 +97,9 @@ def http(path: str = "/") -> Probe:
         That is no path.
     """
     if not isinstance(path, str) or not path.startswith("/"):
-        raise InvalidRequest(f"http({path!r}) is not valid.", "Give a path, such as '/health'.")
+        raise InvalidRequest(
+            f"http({shown(path)}) is not valid.", "Give a path, such as '/health'."
+        )
     return Probe(path)
 
 
@@ -145,11 +147,11 @@ def service(
             raise InvalidRequest(f"{name}= is not for services.", "Leave it out.")
     if not isinstance(template, str) or "{port}" not in template:
         raise InvalidRequest(
-            f"service() got {template!r}.",
+            f"service() got {shown(template)}.",
             'Give the command as a text that says {port}: "serve --port {port}".',
         )
     if ready is not None and not isinstance(ready, Probe):
-        raise InvalidRequest(f"ready={ready!r} is not valid.", 'Say ready=xd.http("/health").')
+        raise InvalidRequest(f"ready={shown(ready)} is not valid.", 'Say ready=xd.http("/health").')
     fields = tuple(name for name in fields_of(template) if name not in _GIVEN)
     parsed = TaskOptions.parse({"name": shlex.split(template)[0], **options, "bundle": False})
     timeout_s = parse_seconds(start_timeout, name="start_timeout")

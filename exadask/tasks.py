@@ -305,14 +305,24 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     parsed = TaskOptions.parse(options)
 
     def decorate(function: Callable[..., Any]) -> Task[Any, Any]:
-        if not callable(function) or isinstance(function, type):
-            raise InvalidRequest(
-                f"@task was put on {shown(function)}, which is not a function.",
-                "Put it on a function or a method.",
-            )
+        require_function(function, "@task", "Put it on a function or a method.")
         return Task(function, parsed)
 
     return decorate(function) if function is not None else decorate
+
+
+def require_function(function: object, decorator: str, advice: str) -> None:
+    """Complain of a decorator that was put on something else.
+
+    Raises
+    ------
+    InvalidRequest
+        It is no function.
+    """
+    if not callable(function) or isinstance(function, type):
+        raise InvalidRequest(
+            f"{decorator} was put on {shown(function)}, which is not a function.", advice
+        )
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 from exadask.core.fleet_report import AllocationSummary, FleetSummary
 from exadask.errors import RunFolderError
-from exadask.journal.journal import Journal
-from exadask.journal.lock import LOCK, RunLock
+from exadask.journal.journal import open_under
+from exadask.journal.lock import RunLock
 from exadask.journal.reading import JOURNAL
 from exadask.journal.rows import AllocationRow
 from exadask.runtime.run_folder import RunFolder
@@ -135,13 +135,8 @@ class FleetJournal:
         summary: Callable[[], FleetSummary],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._lock = RunLock(run.path / LOCK)
-        self._lock.acquire()
-        try:
-            self._journal = Journal(run.path / JOURNAL)
-        except BaseException:
-            self._lock.release()
-            raise
+        self._lock = RunLock.of(run.path)
+        self._journal = open_under(self._lock, run.path / JOURNAL)
         self._watch = FleetWatch(summary, loop)
         self._journal.on_drain = self._watch.rows
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from exadask.errors import RunFolderError
 from exadask.journal.database import Numbers, is_local, numbers_of, open_to_write
+from exadask.journal.lock import RunLock
 from exadask.journal.rows import EventRow, ResultRow, Row, insertion
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,15 @@ _MOST_VALUES = 32_766 if sqlite3.sqlite_version_info >= (3, 32) else 999
 """Values of one statement that any SQLite takes, see sqlite.org/limits.html [values]."""
 _CHUNKS = (256, 32, 4, 1)
 """Rows of one statement: after each, Python's lock must be taken again, which may last 5 ms."""
+
+
+def open_under(lock: RunLock, path: Path) -> Journal:
+    """Open a journal whose run is locked; if that fails, the lock goes."""
+    try:
+        return Journal(path)
+    except BaseException:
+        lock.release()
+        raise
 
 
 class Journal:

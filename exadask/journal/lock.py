@@ -14,7 +14,7 @@ import psutil
 
 from exadask.errors import RunFolderError
 
-LOCK = "journal.lock"
+_NAME = "journal.lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -30,6 +30,13 @@ class RunLock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
+
+    @classmethod
+    def of(cls, folder: Path) -> RunLock:
+        """Take that of a run's folder; see `acquire`."""
+        lock = cls(folder / _NAME)
+        lock.acquire()
+        return lock
 
     def acquire(self) -> None:
         """Take it.

@@ -21,8 +21,8 @@ from exadask.config import Config
 from exadask.core.fleet_report import FleetSummary
 from exadask.errors import InvalidRequest, RunFolderError
 from exadask.journal.fleet import FleetWatch
-from exadask.journal.journal import Journal
-from exadask.journal.lock import LOCK, RunLock
+from exadask.journal.journal import open_under
+from exadask.journal.lock import RunLock
 from exadask.journal.reading import JOURNAL, Lookup, RunRecord
 from exadask.journal.recorder import Recorder
 from exadask.journal.remembered import Remembered
@@ -72,8 +72,7 @@ def resume_run(given: str | Path, config: Config) -> ResumedRun:
             "Leave one of them out.",
         )
     folder = find_run(given, config)
-    lock = RunLock(folder.path / LOCK)
-    lock.acquire()
+    lock = RunLock.of(folder.path)
     folder.close()
     return ResumedRun(EarlierRun(folder, _spent(folder.path)), lock)
 
@@ -118,17 +117,9 @@ class RunJournal:
     ) -> None:
         self.folder, self._bundler = folder, bundler
         self._fleet = FleetWatch(summary, bundler.gateway.loop) if summary is not None else None
-        if resumed is None:
-            self._lock = RunLock(folder.path / LOCK)
-            self._lock.acquire()
-        else:
-            self._lock = resumed.lock
+        self._lock = RunLock.of(folder.path) if resumed is None else resumed.lock
         path = folder.path / JOURNAL
-        try:
-            self._journal = Journal(path)
-        except BaseException:
-            self._lock.release()
-            raise
+        self._journal = open_under(self._lock, path)
         numbers = self._journal.numbers
         keeps = config.keep_results or resumed is not None
         self._lookup = Lookup(path, is_shared=self._journal.is_shared) if resumed else None

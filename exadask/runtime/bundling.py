@@ -268,12 +268,8 @@ class Bundler:
 
     def lose(self, call: Call, error: BaseException) -> None:
         """Let calls that wait for this one fail, and those that come."""
-        observer = call.observer
         call.error, call.has_value = error, False
-        if observer is not None:
-            self._close_call(call)
-            observer.failed(call, error)
-            self._resolve(call)
+        self.fail(call, error, is_told=False)
 
     def finish_here(self, call: Call, value: object, *, is_told: bool = True) -> None:
         """Tell the observer of a call its result."""
@@ -303,11 +299,11 @@ class Bundler:
             self.record.finished(call, observer)
         self._resolve(call)
 
-    def fail(self, call: Call, error: BaseException) -> None:
+    def fail(self, call: Call, error: BaseException, *, is_told: bool = True) -> None:
         """Tell the observer of a call that there will be no result."""
         if call.observer is None:
             return
-        self._fail_alone(call, error)
+        self._fail_alone(call, error, is_told=is_told)
         self._resolve(call)
 
     def put_back(self, lane: CallLane, calls: Sequence[Call]) -> None:
@@ -349,14 +345,14 @@ class Bundler:
         else:
             self.pump_soon()  # a lane where nothing is wanted any more is a false backlog
 
-    def _fail_alone(self, call: Call, error: BaseException) -> None:
+    def _fail_alone(self, call: Call, error: BaseException, *, is_told: bool = True) -> None:
         """Tell the observer of a call that there will be no result, and nobody else."""
         observer = call.observer
         assert observer is not None, "it is done"
         call.error = error
         self._close_call(call)
         observer.failed(call, error)
-        if self.record is not None:
+        if is_told and self.record is not None:
             self.record.failed(call, error, observer)
 
     def _close_call(self, call: Call) -> None:

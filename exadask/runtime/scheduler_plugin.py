@@ -299,7 +299,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     ) -> None:
         record = self._records.get(key)
         if record is not None and record.share is not None and record.share.share_id == share:
-            record.kept = record.kept if kept is None else checked_index(kept)
+            record.note_kept(kept)
             record.has_ended = True
             if not may_retry:
                 self._scheduler.tasks[key].retries = 0
@@ -314,7 +314,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         record = self._records.get(key)
         if record is not None:
             message = {name: news[name] for name in ("items", "returned")}
-            record.kept = record.kept if kept is None else checked_index(kept)
+            record.note_kept(kept)
             self._tell(record, {"op": "exadask-progress", "key": key, **message})
 
     def _on_drop(self, key: str, index: int, **_: object) -> None:

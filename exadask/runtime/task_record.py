@@ -15,6 +15,7 @@ from distributed.scheduler import TaskState
 from exadask.core.events import NOWHERE
 from exadask.core.ledger import NodeId, Share, ShareId
 from exadask.resources import GPU_UNIT, Resources
+from exadask.runtime.refusals import checked_index
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,17 @@ class TaskRecord:
     is_bundle: bool = False
     dropped: list[int] = field(default_factory=list)
     kept: int | None = None
+
+    def note_kept(self, index: int | None) -> None:
+        """Note which call's result the task keeps; None says nothing.
+
+        Raises
+        ------
+        ValueError
+            That is no place of a call.
+        """
+        if index is not None:
+            self.kept = checked_index(index)
 
     @classmethod
     def of(cls, ts: TaskState, allowed: frozenset[NodeId] | None) -> TaskRecord:
