@@ -17,7 +17,7 @@ import pytest
 import exadask as xd
 from exadask.errors import ClusterLost, Detached, InvalidRequest, NotSerializable
 from exadask.testing.waiting import eventually
-from tests.integration.test_standing_sessions import LONG_S, Home, pid_of
+from tests.integration.test_standing_sessions import LONG_S, Home, pid_of, standing
 
 pytestmark = pytest.mark.dask
 
@@ -25,12 +25,16 @@ pytestmark = pytest.mark.dask
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Path]]:
     """A scheduler for all tests that leave it alone."""
-    made = Home(tmp_path_factory.mktemp("detaching"))
-    run = made.up()
-    yield made, run
-    done = made.exadask("down", str(run))
-    assert done.returncode == 0, done.stderr
-    made.check_nothing_is_left()
+    with standing(tmp_path_factory.mktemp("detaching")) as found:
+        yield found
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A folder of its own for one test."""
+    made = Home(tmp_path / "home")
+    made.folder.mkdir()
+    return made
 
 
 @pytest.fixture
@@ -233,9 +237,7 @@ def test_a_deputy_that_is_killed_loses_no_call(shared: tuple[Home, Path], marks:
         assert [one.result(LONG_S) for one in rest] == [place**2 for place in range(30)]
 
 
-def test_down_ends_deputies(tmp_path: Path, marks: Path) -> None:
-    home = Home(tmp_path / "home")
-    home.folder.mkdir()
+def test_down_ends_deputies(home: Home, tmp_path: Path, marks: Path) -> None:
     run = home.up()
     first = xd.Executor(attach=run)
     first.submit(wait_for_file, tmp_path / "never", marks)
@@ -247,9 +249,9 @@ def test_down_ends_deputies(tmp_path: Path, marks: Path) -> None:
         xd.attach(run)
 
 
-def test_deputies_of_a_scheduler_that_is_killed_end(tmp_path: Path, marks: Path) -> None:
-    home = Home(tmp_path / "home")
-    home.folder.mkdir()
+def test_deputies_of_a_scheduler_that_is_killed_end(
+    home: Home, tmp_path: Path, marks: Path
+) -> None:
     run = home.up()
     first = xd.Executor(attach=run)
     first.submit(wait_for_file, tmp_path / "never", marks)
@@ -338,9 +340,8 @@ def test_where_nothing_can_be_written_the_session_goes_on(home_with_file: Path) 
 
 
 @pytest.fixture
-def home_with_file(tmp_path: Path) -> Iterator[Path]:
+def home_with_file(home: Home) -> Iterator[Path]:
     """A run with a file where the folder of what is left should be."""
-    home = Home(tmp_path)
     run = home.up()
     (run / "left").write_text("")
     yield run

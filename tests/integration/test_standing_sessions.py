@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,15 +121,22 @@ def home(tmp_path: Path) -> Iterator[Home]:
     made.check_nothing_is_left()
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Path]]:
-    """A scheduler for all tests that leave it alone."""
-    made = Home(tmp_path_factory.mktemp("standing"))
+@contextmanager
+def standing(folder: Path) -> Iterator[tuple[Home, Path]]:
+    """Keep a scheduler for all tests that leave it alone."""
+    made = Home(folder)
     run = made.up()
     yield made, run
     done = made.exadask("down", str(run))
     assert done.returncode == 0, done.stderr
     made.check_nothing_is_left()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Path]]:
+    """A scheduler for all tests that leave it alone."""
+    with standing(tmp_path_factory.mktemp("standing")) as found:
+        yield found
 
 
 def is_alive(pid: int) -> bool:
