@@ -112,8 +112,9 @@ class ImpossibleRequest(ExadaskError):
     asked : str
         What it asks for.
     largest : str
-        What there is at most of that which is in the way: a node, a walltime, or the open pools.
-    limit : {"node", "time", "pool"}
+        What there is at most of that which is in the way: a node, the nodes of an allocation, a
+        walltime, or the open pools.
+    limit : {"node", "allocation", "time", "pool"}
         What is in the way.
     """
 
@@ -122,7 +123,7 @@ class ImpossibleRequest(ExadaskError):
         task: str,
         asked: str,
         largest: str,
-        limit: Literal["node", "time", "pool"] = "node",
+        limit: Literal["node", "allocation", "time", "pool"] = "node",
     ) -> None:
         super().__init__(task, asked, largest, limit)
         self.task, self.asked, self.largest = task, asked, largest
@@ -139,6 +140,12 @@ class ImpossibleRequest(ExadaskError):
                 f"task {self.task!r} asks for {self.asked}, but a node that could run it stays at "
                 f"most {self.largest}. Lower time=, split the task, or raise the walltime of the "
                 "pool."
+            )
+        if self.limit == "allocation":
+            return (
+                f"task {self.task!r} asks for {self.asked}, but one allocation has at most "
+                f"{self.largest}. Ask for less, raise nodes= of the pool, or start the Executor "
+                "with more nodes (see: exadask info)."
             )
         return (
             f"task {self.task!r} asks for {self.asked}, but the largest node has {self.largest}. "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from exadask.cpulist import END_OF_IDS
@@ -22,7 +22,7 @@ GpuVendor = Literal["none", "nvidia", "amd", "intel"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What one task asks of one node.
+    """What one task asks for: of one node, or the same several times.
 
     Use `Resources.parse` to give memory and time as text.
 
@@ -37,6 +37,12 @@ class Resources:
         not booked.
     time_s : float, optional
         How long the task may run [s]. None: not limited.
+    parts : int
+        How many times it asks for these cores, GPUs and bytes, all at once and on nodes of one
+        allocation [parts], >= 1. With more than one it is a *gang*.
+    is_apart : bool
+        Whether each part is on a node of its own. Otherwise they are on as few nodes as can be: on
+        one, if there is a node that has room for all.
 
     Examples
     --------
@@ -48,6 +54,8 @@ class Resources:
     gpu_units: int = 0
     memory_bytes: int | None = None
     time_s: float | None = None
+    parts: int = 1
+    is_apart: bool = False
 
     @classmethod
     def parse(
@@ -93,12 +101,50 @@ class Resources:
         """GPUs asked for [GPUs]; less than one is a share of a device."""
         return self.gpu_units / GPU_UNIT
 
+    @property
+    def part(self) -> Resources:
+        """What one part asks for."""
+        return self if self.parts == 1 else replace(self, parts=1, is_apart=False)
+
+    def times(self, parts: int) -> Resources:
+        """Return what so many parts ask for on one node.
+
+        Shares of GPUs that do not fit on one device take whole ones, as many parts on each as fit.
+
+        Examples
+        --------
+        >>> Resources.parse(cores=2, gpus=0.4, memory="1GiB").times(3)
+        Resources(cores=6, gpus=2, memory='3 GiB')
+        """
+        units = self.gpu_units * parts
+        if 0 < self.gpu_units < GPU_UNIT < units:
+            units = -(-parts // (GPU_UNIT // self.gpu_units)) * GPU_UNIT
+        memory = self.memory_bytes
+        return Resources(
+            cores=self.cores * parts,
+            gpu_units=units,
+            memory_bytes=None if memory is None else memory * parts,
+            time_s=self.time_s,
+        )
+
+    def is_held_by(self, n_parts: Iterable[int]) -> bool:
+        """Whether nodes that have room for so many parts each have room for all [parts]."""
+        left = self.parts
+        for parts in n_parts:
+            left -= min(parts, 1) if self.is_apart else parts
+            if left <= 0:
+                return True
+        return False
+
     def __str__(self) -> str:
         parts = [_count(self.cores, "core")]
         if self.gpu_units:
             parts.append(_count(self.gpus, "GPU"))
         if self.memory_bytes is not None:
             parts.append(f"{render_bytes(self.memory_bytes)} of memory")
+        if self.parts > 1:
+            each = ", ".join(parts)
+            parts = [f"{self.parts} {'nodes' if self.is_apart else 'ranks'} with {each} each"]
         if self.time_s is not None:
             parts.append(render_seconds(self.time_s))
         return ", ".join(parts)
@@ -111,6 +157,8 @@ class Resources:
             parts.append(f"memory={render_bytes(self.memory_bytes)!r}")
         if self.time_s is not None:
             parts.append(f"time={render_seconds(self.time_s)!r}")
+        if self.parts > 1:
+            parts.append(f"{'nodes' if self.is_apart else 'ranks'}={self.parts}")
         return f"Resources({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
@@ -216,12 +264,25 @@ class NodeShape:
         return self.origin.get("memory") != _NOT_STATED
 
     def fits(self, request: Resources) -> bool:
-        """Whether this node, were it empty, could run a task with this request."""
+        """Whether this node, were it empty, could run a task with this request, or a part of it."""
         return (
             request.cores <= self.cores
             and request.gpu_units <= self.gpus * GPU_UNIT
             and (request.memory_bytes or 0) <= self.memory_bytes
         )
+
+    def holds(self, request: Resources) -> int:
+        """Say how many parts like this fit on this node, were it empty [parts]."""
+        if not self.fits(request):
+            return 0
+        limits = [self.cores // request.cores]
+        if request.memory_bytes:
+            limits.append(self.memory_bytes // request.memory_bytes)
+        if request.gpu_units >= GPU_UNIT:
+            limits.append(self.gpus * GPU_UNIT // request.gpu_units)
+        elif request.gpu_units:
+            limits.append(self.gpus * (GPU_UNIT // request.gpu_units))
+        return min(limits)
 
     def __str__(self) -> str:
         parts = [_count(self.cores, "core")]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from exadask.core.events import Resume
 from exadask.core.ledger import NodeId, ShareId
-from exadask.core.node import Held, HeldState, Node
+from exadask.core.node import Held, HeldState, Node, Seat
 from exadask.core.nodes import NodeIndex
 from exadask.core.queue import TaskClass, WaitingQueue
 from exadask.errors import InvalidTransition
@@ -56,13 +57,16 @@ class Books:
         }
         assert by_node == self.held, "the nodes and the shares disagree"
         assert set(self.wanted) == {n.name for n in self.nodes.by_id.values() if n.wanted}
-        reserving = {cls.reserved: cls for _, cls in self.queue.order if cls.reserved is not None}
+        reserving = {name: cls for _, cls in self.queue.order for name in cls.reserved}
         reserved = {
             name: node.reserved_for
             for name, node in self.nodes.by_id.items()
             if node.reserved_for is not None
         }
         assert reserving == reserved, "the nodes and the reservations disagree"
+        for cls in reserving.values():
+            starts = [self.nodes.by_id[name].seat_start for name in cls.reserved]
+            assert cls.reserved_start == max(starts), "the start of a reservation is wrong"
 
     def tick(self, now: float) -> float:
         """Note the time, which never runs backwards; return it."""
@@ -107,28 +111,41 @@ class Books:
 
     def changed(self, node: Node, *, has_gained: bool) -> None:
         """Bring the sets of nodes, and a reservation, up to date with a node."""
-        if node.reserved_for is not None:
-            before = node.reserved_start
-            node.reserved_start = node.earliest_start(node.reserved_for, self.now)
-            has_gained = has_gained or node.reserved_start > before
+        cls = node.reserved_for
+        if cls is not None:
+            node.seat_start = node.earliest_start(node.reserved_seat, self.now, alone=cls.alone)
+            before = cls.reserved_start
+            cls.reserved_start = self._start_of(cls)
+            if cls.reserved_start > before:  # there is more time for others, on all its nodes
+                has_gained = True
+                for name in cls.reserved:
+                    self.nodes.fresh |= self.nodes.by_id[name].bit
         self.nodes.update(node, has_gained=has_gained)
 
-    def reserve(self, cls: TaskClass, node: Node, now: float) -> None:
-        """Keep a node for the head of a class; nobody else is placed there."""
-        cls.reserved, cls.reserved_since = node.name, now
-        node.reserved_for = cls
-        node.reserved_start = node.earliest_start(cls, now)
-        self.nodes.update(node, has_gained=False)
+    def reserve(self, cls: TaskClass, seats: Sequence[Seat], now: float) -> None:
+        """Keep nodes for the head of a class; nobody else is placed there."""
+        for node, _ in seats:
+            self.drop_reservation(node.reserved_for)
+        cls.reserved, cls.reserved_since = tuple(node.name for node, _ in seats), now
+        for node, seat in seats:
+            node.reserved_for, node.reserved_seat = cls, seat
+            node.seat_start = node.earliest_start(seat, now, alone=cls.alone)
+            self.nodes.update(node, has_gained=False)
+        cls.reserved_start = self._start_of(cls)
 
     def drop_reservation(self, cls: TaskClass | None) -> None:
-        """End the reservation of a class, if it has one; its node opens."""
-        if cls is None or cls.reserved is None:
+        """End the reservation of a class, if it has one; its nodes open."""
+        if cls is None or not cls.reserved:
             return
-        node = self.nodes.by_id[cls.reserved]
-        cls.reserved = node.reserved_for = None
-        node.reserved_start = math.inf
+        names, cls.reserved, cls.reserved_start = cls.reserved, (), math.inf
         self.has_news = True
-        self.changed(node, has_gained=True)
+        for name in names:
+            node = self.nodes.by_id[name]
+            node.reserved_for, node.seat_start = None, math.inf
+            self.changed(node, has_gained=True)
+
+    def _start_of(self, cls: TaskClass) -> float:
+        return max(self.nodes.by_id[name].seat_start for name in cls.reserved)
 
     def resume(self) -> list[Resume]:
         """Give lent shares back that are wanted, on each node in the order of asking."""

@@ -138,7 +138,8 @@ class Decision:
             why_not = book.hindrance(budget, self._now)
             if why_not is not None:
                 break
-            size = choose_size(book.pool, left, time_s=wish.time_s, affordable=budget.left)
+            wanted = max(left, wish.least)
+            size = choose_size(book.pool, wanted, time_s=wish.time_s, affordable=budget.left)
             if size is None:
                 why_not = (
                     f"no allocation that lasts {render_seconds(wish.time_s)} is both allowed there "
@@ -206,7 +207,12 @@ class Decision:
             idle_s = self._now - max(self._idle[node] for node in one.joined)
             if idle_s < book.pool.idle_s:
                 continue
-            offer = Offer(pool=one.pool, shape=book.shape, walltime_s=one.left_s(self._now))
+            offer = Offer(
+                pool=one.pool,
+                shape=book.shape,
+                walltime_s=one.left_s(self._now),
+                nodes=len(one.joined),
+            )
             is_wanted = any(
                 not each.is_bound and offer.fits(each.request, each.pool) for each in demand
             )

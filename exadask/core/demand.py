@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from exadask.core.events import Demand, Offer, WaitingTask
 from exadask.core.ledger import NodeId, TaskId
 from exadask.core.node import Node
-from exadask.core.placement import Placement
+from exadask.core.placement import Place, Placement
 from exadask.resources import GPU_UNIT, NodeShape, Resources
 from exadask.units import render_bytes
 
@@ -47,11 +48,14 @@ class Coming:
         Nodes that have not joined yet [nodes].
     left_s : float
         How long they will stay at least [s].
+    joined : int
+        Nodes of it that have joined [nodes].
     """
 
     allocation: str
     nodes: int
     left_s: float
+    joined: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,8 @@ class Candidate:
         What has been asked for, that which comes soonest first.
     room : int
         Nodes that may still be asked for [nodes].
+    most : int
+        How many nodes one allocation may have [nodes].
     is_open : bool
         Whether the pool is open.
     """
@@ -79,12 +85,13 @@ class Candidate:
     walltime_s: float
     coming: tuple[Coming, ...] = ()
     room: int = 0
+    most: int = 1
     is_open: bool = True
 
     @property
     def offer(self) -> Offer:
         """The nodes that may still join."""
-        return Offer(pool=self.pool, shape=self.shape, walltime_s=self.walltime_s)
+        return Offer(pool=self.pool, shape=self.shape, walltime_s=self.walltime_s, nodes=self.most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +106,9 @@ class Wish:
         How many of the coming nodes the waiting tasks would use, by allocation [nodes].
     more : int
         Further nodes that should be asked for, within the room [nodes].
+    least : int
+        How many nodes the largest gang on those needs, so that no allocation may have fewer
+        [nodes].
     beyond : int
         Further nodes that would help but for which there is no room [nodes].
     time_s : float
@@ -110,6 +120,7 @@ class Wish:
     pool: str
     needed: Mapping[str, int] = field(default_factory=dict)
     more: int = 0
+    least: int = 1
     beyond: int = 0
     time_s: float = 0.0
     reason: str = ""
@@ -256,6 +267,7 @@ class _ImaginedPool:
         self._n_tasks = 0
         self._serves_all: list[_Sample] = []  # a pool whose shape is not known yet
         self._n_unknown_new = 0
+        self._filling: dict[str, int] = {}  # allocations that gangs wait for, and their nodes
         self._left_out: dict[Demand, float] = {}
 
     @property
@@ -266,12 +278,14 @@ class _ImaginedPool:
         """Place tasks on what is coming; return those that find no room."""
         if self._candidate.shape is None:
             return self._believe(samples, has_nodes=bool(self._candidate.coming))
+        samples = self._await_rest(samples)
+        n_nodes = self._n_nodes(samples)
         ends = (
             (one.allocation, one.left_s)
             for one in self._candidate.coming
-            for _ in range(min(one.nodes, len(samples)))
+            for _ in range(min(one.nodes, n_nodes))
         )
-        for _, (allocation, left_s) in zip(samples, ends, strict=False):
+        for allocation, left_s in islice(ends, n_nodes):
             self._add_node(allocation, left_s)
         # Those that ask for more go first: others must not push them to ask again and again.
         left = self._place([one for one in samples if one.is_ripe])
@@ -285,9 +299,9 @@ class _ImaginedPool:
         if self._candidate.shape is None:
             has_nodes = self._candidate.room > 0 and not self._candidate.coming
             if ripe and has_nodes:
-                self._n_unknown_new = 1
+                self._n_unknown_new = max(map(self._least, ripe))
             return others + self._believe(ripe, has_nodes=has_nodes)
-        for _ in range(min(self._candidate.room, len(ripe))):
+        for _ in range(min(self._candidate.room, self._n_nodes(ripe))):
             self._add_node(None, self._candidate.walltime_s)
         left = self._place(ripe)
         return others + left + self._evict(self._new_nodes(), self._candidate.room)
@@ -313,6 +327,7 @@ class _ImaginedPool:
             pool=self._candidate.pool,
             needed=self._needed(n_coming),
             more=more,
+            least=max(map(self._least, new), default=1),
             beyond=beyond,
             time_s=max((one.demand.request.time_s or 0.0 for one in new), default=0.0),
             reason=_reason(counts, more + beyond, shape) if counts else "",
@@ -329,7 +344,7 @@ class _ImaginedPool:
         assert self._candidate.shape is not None
         node = NodeId(str(len(self._nodes)))
         self._nodes.append((node, allocation))
-        self._placement.add_node(node, self._candidate.shape, ends_at=left_s)
+        self._placement.add_node(node, self._candidate.shape, ends_at=left_s, allocation=allocation)
 
     def _coming_nodes(self) -> list[NodeId]:
         return [node for node, allocation in self._nodes if allocation is not None]
@@ -355,8 +370,10 @@ class _ImaginedPool:
             )
             self._placement.submit(waiting, 0.0)
         for command in self._placement.dispatch(0.0):
-            sample = by_task.pop(command.share.task)
-            self._on.setdefault(command.share.node, []).append(sample)
+            assert isinstance(command, Place), "nothing has been lent, and nobody is asked to yield"
+            sample = by_task.pop(command.task)
+            for share in (command.share, *command.mates):
+                self._on.setdefault(share.node, []).append(sample)
         for task in by_task:
             self._placement.withdraw(task)
         return list(by_task.values())
@@ -365,15 +382,54 @@ class _ImaginedPool:
         """Take away what stands for more nodes than there are; return the tasks there."""
         free, evicted = float(n_real), list[_Sample]()
         for node, stands_for in self._real(nodes):
-            here = self._on[node]
+            here = self._on.get(node, [])
             n_kept = math.ceil(len(here) * min(1.0, free / stands_for) - _EPSILON)
-            evicted += here[n_kept:]
-            self._on[node] = here[:n_kept]
-            if not n_kept:
-                self._placement.remove_node(node)
-                del self._on[node]
+            evicted += (gone := here[n_kept:])
+            for where in nodes if any(one.demand.request.parts > 1 for one in gone) else (node,):
+                self._leave(where, gone)
             free = max(0.0, free - stands_for)
         return evicted
+
+    def _leave(self, node: NodeId, gone: Sequence[_Sample]) -> None:
+        """Take tasks away from a node, and the node if that leaves it empty."""
+        if node in self._on:
+            named = set(map(id, gone))
+            self._on[node] = [one for one in self._on[node] if id(one) not in named]
+            if not self._on[node]:
+                self._placement.remove_node(node)
+                del self._on[node]
+
+    def _await_rest(self, samples: Sequence[_Sample]) -> list[_Sample]:
+        """Let gangs wait for an allocation of which some nodes have joined; return the others.
+
+        What runs on those nodes is not known here. That they come one after the other is no reason
+        to ask for more.
+        """
+        left = list[_Sample]()
+        for sample in samples:
+            rest = next((one for one in self._candidate.coming if self._awaits(sample, one)), None)
+            if rest is None:
+                left.append(sample)
+            else:
+                self._filling[rest.allocation] = rest.nodes
+        return left
+
+    def _awaits(self, sample: _Sample, coming: Coming) -> bool:
+        request, shape = sample.demand.request, self._candidate.shape
+        if request.parts == 1 or not coming.joined or shape is None:
+            return False
+        n_parts = [shape.holds(request)] * (coming.nodes + coming.joined)
+        return (request.time_s or 0.0) <= coming.left_s and request.is_held_by(n_parts)
+
+    def _least(self, sample: _Sample) -> int:
+        """Say how many nodes a task needs at least."""
+        request, shape = sample.demand.request, self._candidate.shape
+        if request.is_apart or request.parts == 1:
+            return request.parts
+        return 1 if shape is None else -(-request.parts // max(1, shape.holds(request)))
+
+    def _n_nodes(self, samples: Sequence[_Sample]) -> int:
+        return sum(map(self._least, samples))
 
     def _real(self, nodes: Sequence[NodeId]) -> list[tuple[NodeId, float]]:
         """Say for how many real nodes those stand that have tasks."""
@@ -395,8 +451,9 @@ class _ImaginedPool:
         needed = {one.allocation: 0 for one in self._candidate.coming}
         if self._serves_all and self._candidate.shape is None:
             return {one.allocation: one.nodes for one in self._candidate.coming}
+        needed |= self._filling
         for node, allocation in self._nodes:
-            if allocation is not None and node in self._on:
+            if allocation is not None and allocation not in self._filling and node in self._on:
                 needed[allocation] += 1
         n_more = n_used - sum(needed.values())  # those for which a node stands beside itself
         for one in self._candidate.coming:
@@ -415,17 +472,10 @@ def _has_gpus(candidate: Candidate) -> bool:
 
 def _share(demand: Demand, shape: NodeShape | None) -> float:
     """Return the part of an empty node that one of these tasks takes, all in all."""
-    if shape is None or demand.alone:
-        return 1.0
     request = demand.request
-    n_tasks = shape.cores // request.cores
-    if request.gpu_units >= GPU_UNIT:
-        n_tasks = min(n_tasks, shape.gpus // (request.gpu_units // GPU_UNIT))
-    elif request.gpu_units:
-        n_tasks = min(n_tasks, shape.gpus * (GPU_UNIT // request.gpu_units))
-    if request.memory_bytes:
-        n_tasks = min(n_tasks, shape.memory_bytes // request.memory_bytes)
-    return 1.0 / max(1, n_tasks)
+    if shape is None or demand.alone:
+        return float(request.parts)
+    return request.parts / max(1, shape.holds(request))
 
 
 def _filled(node: Node) -> float:
@@ -457,6 +507,8 @@ def _scarcest(request: Resources, shape: NodeShape | None) -> tuple[str, str]:
     """Name the resource of which a request takes the largest part, and what a node has of it."""
     if shape is None:
         return str(request), ""
+    if request.parts > 1:
+        return str(replace(request, time_s=None)), _number(shape.cores, "core")
     if request.gpu_units:
         gpus = f"{request.gpus:g} {'GPU' if request.gpus <= 1 else 'GPUs'}"
         return gpus, _number(shape.gpus, "GPU")

@@ -34,7 +34,7 @@ NOWHERE: Mapping[NodeId, int] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingTask:
-    """A task whose inputs are ready, and which needs room on one node.
+    """A task whose inputs are ready, and which needs room on one node, or a gang on several.
 
     Parameters
     ----------
@@ -84,20 +84,29 @@ class Offer:
         How long they may stay at most [s]; inf: for ever.
     is_near : bool
         Whether they are expected within a minute: they start, or were asked for a moment ago.
+    nodes : int
+        How many of them one allocation may have [nodes].
     """
 
     pool: str | None = None
     shape: NodeShape | None = None
     walltime_s: float = math.inf
     is_near: bool = False
+    nodes: int = 1
 
     def fits(self, request: Resources, pool: str | None) -> bool:
-        """Whether such a node, empty and new, could run a task."""
+        """Whether such a node, or an allocation of them, empty and new, could run a task."""
         return (
             pool in (None, self.pool)
             and (request.time_s or 0.0) <= self.walltime_s
-            and (self.shape is None or self.shape.fits(request))
+            and self.has_room(request)
         )
+
+    def has_room(self, request: Resources) -> bool:
+        """Whether they could run a task if time were no matter."""
+        if self.shape is None:
+            return request.parts <= self.nodes or not request.is_apart
+        return request.is_held_by([self.shape.holds(request)] * min(self.nodes, request.parts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +137,11 @@ class Demand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Start a task with this share of a node."""
+    """Start a task with this share of a node; a gang also with those of its other nodes."""
 
     share: Share
     task: TaskId
+    mates: tuple[Share, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

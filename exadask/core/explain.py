@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from exadask.core.books import Books
 from exadask.core.ledger import TaskId
 from exadask.core.node import Held, HeldState, Node
 from exadask.core.nodes import NodeIndex
@@ -14,7 +16,7 @@ from exadask.cpulist import render_cpulist
 from exadask.resources import GPU_UNIT, Resources
 from exadask.units import render_bytes, render_seconds
 
-__all__ = ["explain_held", "explain_waiting"]
+__all__ = ["explain_task"]
 
 
 class _Resource(NamedTuple):
@@ -27,8 +29,21 @@ class _Resource(NamedTuple):
     render: Callable[[int], str]
 
 
-def explain_held(held: Held) -> str:
-    """Say where a task runs, and with what."""
+def explain_task(books: Books, task_id: TaskId, now: float) -> str:
+    """Say where a task runs, or what it waits for; O(waiting and running)."""
+    if task_id in books.queue:
+        return _explain_waiting(books.nodes, books.queue, task_id, now)
+    shares = [held for held in books.held.values() if held.share.task == task_id]
+    if not shares:
+        return "unknown to the scheduler"
+    if len(shares) > 1 and shares[0].share.node != shares[-1].share.node:
+        parts = [_explain_held(held).removeprefix("running on ") for held in shares[:3]]
+        more = f"; and {_nodes(len(shares) - 3)} more" if len(shares) > 3 else ""
+        return f"running on {'; '.join(parts)}{more}"
+    return _explain_held(shares[-1])
+
+
+def _explain_held(held: Held) -> str:
     share, node = held.share, held.node.name
     gpus = [
         gpu if units == GPU_UNIT else f"{gpu} ({units / GPU_UNIT:g})" for gpu, units in share.gpus
@@ -51,18 +66,19 @@ def explain_held(held: Held) -> str:
     return f"running on {node} with {', '.join(parts)}"
 
 
-def explain_waiting(nodes: NodeIndex, queue: WaitingQueue, task_id: TaskId, now: float) -> str:
+def _explain_waiting(nodes: NodeIndex, queue: WaitingQueue, task_id: TaskId, now: float) -> str:
     """Say what a waiting task waits for."""
     cls = queue.class_of(task_id)
-    reason = _no_node(nodes, cls) or _reservation(queue, cls, task_id, now)
+    reason = _no_node(nodes, cls, now) or _reservation(queue, cls, task_id, now)
     if reason is None:
         candidates = [node for node in nodes.by_id.values() if node.bit & nodes.runnable(cls)]
         candidates = [node for node in candidates if not node.is_paused]
-        reason = _bottleneck(queue, cls, task_id, candidates) or _closed(cls, candidates, now)
+        reason = _bottleneck(queue, cls, task_id, candidates)
+        reason = reason or _too_few(nodes, cls, now) or _closed(cls, candidates, now)
     return f"waiting: {reason}"
 
 
-def _no_node(nodes: NodeIndex, cls: TaskClass) -> str | None:
+def _no_node(nodes: NodeIndex, cls: TaskClass, now: float) -> str | None:
     """Explain that there is no node to wait for."""
     if not nodes.by_id:
         return "no node is connected"
@@ -85,6 +101,10 @@ def _no_node(nodes: NodeIndex, cls: TaskClass) -> str | None:
         if named:
             return f"may only run on {names}, which is too small for {cls.request}"
         return f"may only run on {names}, which is not connected"
+    whenever = replace(cls.asked, time_s=None)
+    if cls.parts > 1 and not nodes.able(whenever, nodes.runnable(cls), now):
+        most = max((nodes.runnable(cls) & one).bit_count() for one in nodes.allocations)
+        return f"asks for {cls.asked}; so far {_nodes(most)} of that kind joined in one allocation"
     runnable = [node for node in nodes.by_id.values() if node.bit & nodes.runnable(cls)]
     if all(node.is_paused for node in runnable):
         return f"the nodes that could run it are paused ({_names(runnable)})"
@@ -92,14 +112,25 @@ def _no_node(nodes: NodeIndex, cls: TaskClass) -> str | None:
 
 
 def _reservation(queue: WaitingQueue, cls: TaskClass, task_id: TaskId, now: float) -> str | None:
-    if cls.reserved is None:
+    if not cls.reserved:
         return None
+    names = ", ".join(cls.reserved[:3])
+    more = len(cls.reserved) - 3
+    are = f"{names} and {more} more are" if more > 0 else f"{names} are"
+    are = f"{names} is" if len(cls.reserved) == 1 else are
     if cls.head.task == task_id:
-        return f"{cls.reserved} is reserved for it since {now - cls.reserved_since:.1f} s"
+        return f"{are} reserved for it since {now - cls.reserved_since:.1f} s"
     n_before = sum(other is cls for _, other in queue.tasks_before(task_id))
-    return (
-        f"behind {_tasks(n_before)} of its kind, for the first of which {cls.reserved} is reserved"
-    )
+    return f"behind {_tasks(n_before)} of its kind, for the first of which {are} reserved"
+
+
+def _too_few(nodes: NodeIndex, cls: TaskClass, now: float) -> str | None:
+    """Explain that a gang has room on some nodes, and not on enough of one allocation."""
+    if cls.parts == 1:
+        return None
+    roomy = nodes.runnable(cls) & nodes.with_room(cls, now) & nodes.with_cores(cls.request.cores)
+    most = max((roomy & one).bit_count() for one in nodes.allocations)
+    return f"asks for {cls.asked}; at most {_nodes(most)} of one allocation have room now"
 
 
 def _bottleneck(
@@ -160,6 +191,10 @@ def _free_gpu_units(node: Node) -> int:
 
 def _cores(number: int) -> str:
     return "1 core" if number == 1 else f"{number} cores"
+
+
+def _nodes(number: int) -> str:
+    return "1 node" if number == 1 else f"{number} nodes"
 
 
 def _tasks(number: int) -> str:

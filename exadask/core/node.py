@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import deque
 from enum import Enum
+from typing import NamedTuple
 
 from exadask.core.ledger import Ledger, NodeId, Share, ShareId, TaskId
 from exadask.core.queue import TaskClass
 from exadask.errors import InvalidTransition
 from exadask.resources import GPU_UNIT, NodeShape, Resources
 
-__all__ = ["Held", "HeldState", "Node", "units_fit"]
+__all__ = ["Held", "HeldState", "Node", "Seat", "units_fit"]
 
 
 class HeldState(Enum):
@@ -95,10 +96,14 @@ class Node:
         What lent shares keep [bytes]: it returns when others have run, not by waiting.
     alone : ShareId or None
         The task that must be the only one here.
+    allocation : str or None
+        The allocation that it belongs to: gangs stay within one.
     reserved_for : TaskClass or None
         The class for whose head this node is kept free.
-    reserved_start : float
-        When that head can start at the latest, as far as is known; inf if it is not [s].
+    reserved_seat : Resources
+        What that head shall have here.
+    seat_start : float
+        When it can have that, as far as is known; inf if it is not [s].
     wanted : deque of ShareId
         Lent shares that are wanted back, in the order of asking.
     pool : str or None
@@ -106,6 +111,7 @@ class Node:
     """
 
     __slots__ = (
+        "allocation",
         "alone",
         "bit",
         "bucket",
@@ -119,7 +125,8 @@ class Node:
         "name",
         "pool",
         "reserved_for",
-        "reserved_start",
+        "reserved_seat",
+        "seat_start",
         "shares",
         "slot",
         "wanted",
@@ -133,8 +140,10 @@ class Node:
         *,
         ends_at: float = math.inf,
         pool: str | None = None,
+        allocation: str | None = None,
     ) -> None:
-        self.name, self.ledger, self.ends_at, self.pool = name, Ledger(name, shape), ends_at, pool
+        self.name, self.ledger, self.ends_at = name, Ledger(name, shape), ends_at
+        self.pool, self.allocation = pool, allocation
         self.slot, self.bit = slot, 1 << slot
         self.bucket = self.gpu_level = self.memory_level = 0
         self.is_paused = False
@@ -142,7 +151,8 @@ class Node:
         self.n_active = self.lent_memory_bytes = 0
         self.alone: ShareId | None = None
         self.reserved_for: TaskClass | None = None
-        self.reserved_start = math.inf
+        self.reserved_seat = Resources()
+        self.seat_start = math.inf
         self.wanted: deque[ShareId] = deque()
 
     @property
@@ -187,12 +197,31 @@ class Node:
         held.state = state
         self._count(held)
 
-    def earliest_start(self, cls: TaskClass, now: float) -> float:
-        """Say when a task of this class can start here if nobody else does; inf if not known [s].
+    def room_for(self, request: Resources) -> int:
+        """Say how many parts like this find room here now, in one share [parts]."""
+        ledger = self.ledger
+        limits = [ledger.net_cores // request.cores]
+        if request.memory_bytes:
+            limits.append(ledger.free_memory_bytes // request.memory_bytes)
+        if request.gpu_units:
+            units = ledger.free_gpu_units
+            on_one = max(units, default=0) // request.gpu_units
+            n_whole = units.count(GPU_UNIT)
+            if request.gpu_units < GPU_UNIT:
+                limits.append(max(on_one, n_whole * (GPU_UNIT // request.gpu_units)))
+            else:
+                limits.append(n_whole * GPU_UNIT // request.gpu_units)
+        parts = max(0, min(limits))
+        while parts and not ledger.can_fit(request.times(parts)):
+            parts -= 1
+        return parts
+
+    def earliest_start(self, request: Resources, now: float, *, alone: bool) -> float:
+        """Say when a request can be met here if nobody else starts; inf if not known [s].
 
         Tasks are believed to end when their time limit does, lent shares not at all.
         """
-        request, ledger, start = cls.request, self.ledger, now
+        ledger, start = self.ledger, now
         cores, memory = ledger.net_cores, ledger.free_memory_bytes
         units = dict(zip(ledger.shape.gpu_ids, ledger.free_gpu_units, strict=True))
         active = [held for held in self.shares.values() if held.state is HeldState.HELD]
@@ -205,7 +234,7 @@ class Node:
                 memory += held.share.memory_bytes
                 for gpu, used in held.share.gpus:
                     units[gpu] += used
-            if cls.alone and n_ended < len(active):
+            if alone and n_ended < len(active):
                 continue
             if (
                 cores >= request.cores
@@ -215,16 +244,16 @@ class Node:
                 return start
         return math.inf
 
-    def could_ever_start(self, cls: TaskClass, now: float) -> bool:
-        """Whether a task of this class fits once all that runs here has ended."""
-        request = cls.request
+    def could_ever_start(self, request: Resources, now: float) -> bool:
+        """Whether a request fits once all that runs here has ended."""
         needed = (request.memory_bytes or 0) + self.lent_memory_bytes
         return needed <= self.shape.memory_bytes and self.has_time(request, now)
 
     def ends_in_time(self, request: Resources, now: float) -> bool:
         """Whether a task that starts now surely ends before the reservation of this node begins."""
-        is_known = request.time_s is not None and self.reserved_start < math.inf
-        return is_known and now + (request.time_s or 0.0) <= self.reserved_start
+        start = math.inf if self.reserved_for is None else self.reserved_for.reserved_start
+        is_known = request.time_s is not None and start < math.inf
+        return is_known and now + (request.time_s or 0.0) <= start
 
     def has_time(self, request: Resources, now: float) -> bool:
         """Whether the node stays long enough for a task that starts now."""
@@ -249,6 +278,13 @@ class Node:
             self.lent_memory_bytes -= held.share.memory_bytes
         if held.state is HeldState.WANTED:
             self.wanted.remove(held.share.share_id)
+
+
+class Seat(NamedTuple):
+    """A node, and what a task has or shall have there."""
+
+    node: Node
+    request: Resources
 
 
 def units_fit(units: list[int], asked: int) -> bool:

@@ -50,6 +50,8 @@ class NodeIndex:
         Changes when a node joins or leaves.
     scale : Scale
         The largest node in each resource.
+    gpu : int
+        Nodes with GPUs.
     room : RoomIndex
         The nodes by what else they have free, and by when they end.
     """
@@ -60,7 +62,8 @@ class NodeIndex:
         self.buckets: list[int] = [0]
         self.scale = Scale()
         self.room = RoomIndex()
-        self._idle = self._gpu = self._reserved = 0
+        self._idle = self.gpu = self._reserved = 0
+        self._allocations: dict[str | None, int] = {}
         self._pools: dict[str, int] = {}
         self._by_slot: list[Node | None] = []
         self._free_slots: list[int] = []
@@ -71,7 +74,13 @@ class NodeIndex:
         self._shape_of_kind: dict[_Kind, NodeShape] = {}
 
     def add(
-        self, name: NodeId, shape: NodeShape, *, ends_at: float = math.inf, pool: str | None = None
+        self,
+        name: NodeId,
+        shape: NodeShape,
+        *,
+        ends_at: float = math.inf,
+        pool: str | None = None,
+        allocation: str | None = None,
     ) -> Node:
         """Let a node join; it takes the place of one that left, if any did."""
         if name in self.by_id:
@@ -87,16 +96,17 @@ class NodeIndex:
         else:
             slot = len(self._by_slot)
             self._by_slot.append(None)
-        node = Node(name, shape, slot, ends_at=ends_at, pool=pool)
+        node = Node(name, shape, slot, ends_at=ends_at, pool=pool, allocation=allocation)
         self.by_id[name] = self._by_slot[slot] = node
         kind = _kind(shape)
         self._kinds[kind] = self._kinds.get(kind, 0) | node.bit
+        self._allocations[allocation] = self._allocations.get(allocation, 0) | node.bit
         if pool is not None:
             self._pools[pool] = self._pools.get(pool, 0) | node.bit
         self._shape_of_kind[kind] = shape
         self.buckets.extend([0] * (shape.cores + 1 - len(self.buckets)))
         if shape.gpu_ids:
-            self._gpu |= node.bit
+            self.gpu |= node.bit
         self.buckets[0] |= node.bit
         self.room.add(node)
         self.version += 1
@@ -123,12 +133,15 @@ class NodeIndex:
             self._pools[node.pool] &= keep
             if not self._pools[node.pool]:
                 del self._pools[node.pool]
+        self._allocations[node.allocation] &= keep
+        if not self._allocations[node.allocation]:
+            del self._allocations[node.allocation]
         self.buckets[node.bucket] &= keep
         self.room.remove(node)
         self.open &= keep
         self.fresh &= keep
         self._idle &= keep
-        self._gpu &= keep
+        self.gpu &= keep
         self._reserved &= keep
         self._warm = {key: mask & keep for key, mask in self._warm.items() if mask & keep}
         self.version += 1
@@ -163,15 +176,25 @@ class NodeIndex:
         """The pools that have nodes."""
         return list(self._pools)
 
+    @property
+    def takeable(self) -> int:
+        """The nodes that take any task, and those that take tasks of a reservation."""
+        return self.open | self._reserved
+
+    @property
+    def allocations(self) -> list[int]:
+        """The nodes of each allocation; those of none are together."""
+        return list(self._allocations.values())
+
     def shapes(self, pool: str | None = None) -> list[NodeShape]:
         """Return one shape of each kind that is connected, in a pool or in all."""
-        among = -1 if pool is None else self._pools.get(pool, 0)
+        among = self.of_pool(pool)
         return [self._shape_of_kind[kind] for kind, mask in self._kinds.items() if mask & among]
 
     def fitting(self, request: Resources, pool: str | None = None) -> int:
         """Return the nodes, of a pool or all, that could run a request, were they empty."""
         if pool is not None:
-            return self.fitting(request) & self._pools.get(pool, 0)
+            return self.fitting(request) & self.of_pool(pool)
         found = self._fitting.get(request)
         if found is None:
             found = 0
@@ -192,7 +215,7 @@ class NodeIndex:
                 named = (self.by_id[name] for name in cls.allowed if name in self.by_id)
                 cls.runnable &= sum(node.bit for node in named)
             if self.spares_gpus(cls):
-                cls.runnable &= ~self._gpu
+                cls.runnable &= ~self.gpu
         return cls.runnable
 
     def spares_gpus(self, cls: TaskClass) -> bool:
@@ -203,7 +226,7 @@ class NodeIndex:
         fitting = [one for one in others if one.fits(cls.request, None)]
         if not fitting:  # what is there may end too soon, and nothing would follow it
             return False
-        return any(one.is_near for one in fitting) or bool(self.fitting(cls.request) & ~self._gpu)
+        return any(one.is_near for one in fitting) or bool(self.fitting(cls.request) & ~self.gpu)
 
     def expect(self, offers: Sequence[Offer]) -> None:
         """Note which nodes may still join."""
@@ -212,7 +235,7 @@ class NodeIndex:
             (one.shape, one.walltime_s, one.is_near) for one in self._offers
         ]:
             self.version += 1
-            self.fresh |= self._gpu  # they may be open to more tasks now
+            self.fresh |= self.gpu  # they may be open to more tasks now
 
     def members(self, mask: int) -> Iterator[Node]:
         """Yield the nodes of a set."""
@@ -224,17 +247,17 @@ class NodeIndex:
     def usable(self, cls: TaskClass) -> int:
         """Return the nodes where a class may be placed, if they have room."""
         usable = self.open
-        if cls.reserved is not None:
-            usable |= self.by_id[cls.reserved].bit & self._reserved
+        for name in cls.reserved:
+            usable |= self.by_id[name].bit & self._reserved
         if cls.request.time_s is not None:
             usable |= self._reserved  # `can_take` looks at the times
         return usable & self._idle if cls.alone else usable
 
     def capacity(self, request: Resources, pool: str | None) -> int:
         """Say how many tasks like this the nodes could run at once, were they empty."""
-        among = -1 if pool is None else self._pools.get(pool, 0)
+        among = self.of_pool(pool)
         return sum(
-            _count_fitting(self._shape_of_kind[kind], request) * (mask & among).bit_count()
+            self._shape_of_kind[kind].holds(request) * (mask & among).bit_count()
             for kind, mask in self._kinds.items()
         )
 
@@ -247,14 +270,44 @@ class NodeIndex:
             usable &= self.room.with_room(request)
         return usable
 
-    def able(self, request: Resources, pool: str | None, now: float) -> bool:
-        """Whether a node could run a request if it were empty, in the time that is left to it."""
-        candidates = self.fitting(request, pool) & self.room.lasting(request, now)
-        return any(node.has_time(request, now) for node in self.members(candidates))
+    def with_cores(self, cores: int) -> int:
+        """Return the nodes that have so many cores free, or more."""
+        found = 0
+        for bucket in self.buckets[cores:]:
+            found |= bucket
+        return found
+
+    def able(self, request: Resources, among: int, now: float) -> bool:
+        """Whether some of these nodes could run a request, were they empty, in the time left.
+
+        Parameters
+        ----------
+        request : Resources
+            What a task asks for.
+        among : int
+            The nodes that come into question.
+        now : float
+            The time [s].
+        """
+        among &= self.fitting(request.part) & self.room.lasting(request, now)
+        if request.parts == 1:
+            return any(node.has_time(request, now) for node in self.members(among))
+        return any(
+            request.is_held_by(
+                node.shape.holds(request)
+                for node in self.members(among & allocation)
+                if node.has_time(request, now)
+            )
+            for allocation in self.allocations
+        )
+
+    def of_pool(self, pool: str | None) -> int:
+        """Return the nodes of a pool; -1, which is all, for None."""
+        return -1 if pool is None else self._pools.get(pool, 0)
 
     def most_free(self, among: int, at_most: int) -> int:
         """Return the most free cores that any open node, or one with a reservation, has [cores]."""
-        mask = (self.open | self._reserved) & among
+        mask = self.takeable & among
         top = min(at_most, len(self.buckets) - 1)
         while top > 0 and not self.buckets[top] & mask:
             top -= 1
@@ -285,21 +338,18 @@ class NodeIndex:
             while bucket and n_looked_at < _N_RESERVABLE:
                 node = self._lowest(bucket)
                 bucket ^= node.bit
-                if node.could_ever_start(cls, now):
+                if node.could_ever_start(cls.request, now):
                     n_looked_at += 1
-                    start = node.earliest_start(cls, now)
+                    start = node.earliest_start(cls.request, now, alone=cls.alone)
                     is_in_time = start == math.inf or node.has_time(cls.request, start)
                     if is_in_time and (best is None or start < best_start):
                         best, best_start = node, start
         return best
 
-    def note_warm(self, node: Node, key: str) -> None:
-        """Remember that a node is warm for a key."""
-        self._warm[key] = self._warm.get(key, 0) | node.bit
-
-    def forget_warm(self, node: Node, key: str) -> None:
-        """Forget that a node is warm for a key."""
-        self._warm[key] = self._warm.get(key, 0) & ~node.bit
+    def note_warm(self, node: Node, key: str, *, is_warm: bool) -> None:
+        """Remember that a node is warm for a key, or no more."""
+        before = self._warm.get(key, 0)
+        self._warm[key] = before | node.bit if is_warm else before & ~node.bit
         if not self._warm[key]:
             del self._warm[key]
 
@@ -325,19 +375,23 @@ class NodeIndex:
             if node.alone is not None:
                 placed = [one for one in active if not one.is_charged]
                 assert [one.share.share_id for one in placed] == [node.alone], f"{name}: not alone"
+        for allocation in {node.allocation for node in self.by_id.values()} | {*self._allocations}:
+            mask = sum(node.bit for node in self.by_id.values() if node.allocation == allocation)
+            assert self._allocations.get(allocation) == mask, f"nodes of allocation {allocation}"
         for pool in {node.pool for node in self.by_id.values()} | self._pools.keys():
             mask = sum(node.bit for node in self.by_id.values() if node.pool == pool)
             assert pool is None or self._pools.get(pool) == mask, f"nodes of pool {pool}"
         self.room.check(list(self.by_id.values()))
         known = sum(node.bit for node in self.by_id.values())
-        assert not (self.open | self.fresh | self._idle | self._gpu | self._reserved) & ~known
+        assert not (self.open | self.fresh | self._idle | self.gpu | self._reserved) & ~known
 
     def _lowest(self, mask: int) -> Node:
         node = self._by_slot[(mask & -mask).bit_length() - 1]
         assert node is not None, "a set names a node that left"
         return node
 
-    def _can_take(self, node: Node, cls: TaskClass, now: float) -> bool:
+    def can_take(self, node: Node, cls: TaskClass, now: float) -> bool:
+        """Whether a task of a class, or a part of a gang, may start on a node now."""
         if not node.has_time(cls.request, now):
             return False
         is_for_another = node.reserved_for is not None and node.reserved_for is not cls
@@ -354,16 +408,16 @@ class NodeIndex:
                 continue
             is_wasted = bool(node.shape.gpu_ids) and not cls.request.gpu_units
             key = (-n_bytes, is_wasted, node.bucket, node.slot)
-            if key < best_key and self._can_take(node, cls, now):
+            if key < best_key and self.can_take(node, cls, now):
                 best, best_key = node, key
         return best
 
     def _best_fit(self, cls: TaskClass, mask: int, now: float) -> Node | None:
         """Choose the node where fewest cores stay free; one without GPUs for who needs none."""
         if cls.request.gpu_units:
-            parts: tuple[int, ...] = (mask & self._gpu,)
+            parts: tuple[int, ...] = (mask & self.gpu,)
         else:
-            parts = (mask & ~self._gpu, mask & self._gpu)
+            parts = (mask & ~self.gpu, mask & self.gpu)
         for part in parts:
             if not part:
                 continue
@@ -371,25 +425,11 @@ class NodeIndex:
                 bucket = self.buckets[free] & part
                 while bucket:
                     node = self._lowest(bucket)
-                    if self._can_take(node, cls, now):
+                    if self.can_take(node, cls, now):
                         return node
                     bucket ^= node.bit
                     cls.hope &= ~node.bit
         return None
-
-
-def _count_fitting(shape: NodeShape, request: Resources) -> int:
-    """Say how many tasks like this fit on an empty node of this shape."""
-    if not shape.fits(request):
-        return 0
-    limits = [shape.cores // request.cores]
-    if request.memory_bytes:
-        limits.append(shape.memory_bytes // request.memory_bytes)
-    if request.gpu_units >= GPU_UNIT:
-        limits.append(shape.gpus * GPU_UNIT // request.gpu_units)
-    elif request.gpu_units:
-        limits.append(shape.gpus * (GPU_UNIT // request.gpu_units))
-    return min(limits)
 
 
 def _kind(shape: NodeShape) -> _Kind:

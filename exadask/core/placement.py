@@ -23,6 +23,9 @@ there is a node for each urgent class.
 **GPUs are spared.** Where nodes may still join, a task that needs no GPU leaves nodes with GPUs
 alone as long as a node without GPUs that fits it is there, or is expected within a minute.
 
+**Gangs** are placed all at once or not at all; see `exadask.core.gang`. One whose parts may share
+nodes is an ordinary task wherever a node, connected or still to come, has room for all of it.
+
 **Choice of the node**, among those with room: warm for the task's warm key; holding most of its
 inputs, if that is 64 KiB or more; without GPUs, if it needs none; fewest free cores; first joined.
 
@@ -39,9 +42,11 @@ from types import MappingProxyType
 
 from exadask.core.books import Books
 from exadask.core.events import Demand, Offer, Place, Resume, WaitingTask, Yield
-from exadask.core.explain import explain_held, explain_waiting
+from exadask.core.explain import explain_task
+from exadask.core.gang import choose_seats, gather_parts, seats_to_reserve
+from exadask.core.heirs import class_of_heir
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
-from exadask.core.node import Held, HeldState, Node
+from exadask.core.node import Held, HeldState, Node, Seat
 from exadask.core.prospects import check_possible, hopeless
 from exadask.core.queue import Rank, TaskClass, user_priority
 from exadask.core.yielding import Yielding
@@ -112,6 +117,7 @@ class Placement:
     def offers(self, offers: Sequence[Offer]) -> None:
         self._offers = offers
         self._nodes.expect(offers)
+        gather_parts(self._books, self._offers)
 
     @property
     def n_waiting(self) -> int:
@@ -127,6 +133,7 @@ class Placement:
         *,
         ends_at: float | None = None,
         pool: str | None = None,
+        allocation: str | None = None,
     ) -> None:
         """Let a node join.
 
@@ -140,6 +147,9 @@ class Placement:
             When its allocation ends [s], on the clock of `now`. None: never.
         pool : str, optional
             The pool that it belongs to.
+        allocation : str, optional
+            The allocation that it belongs to; gangs stay within one. None: that of all others
+            without one.
 
         Raises
         ------
@@ -147,8 +157,9 @@ class Placement:
             A node of this name is connected.
         """
         ends_at = math.inf if ends_at is None else ends_at
-        self._nodes.add(node, shape, ends_at=ends_at, pool=pool)
+        self._nodes.add(node, shape, ends_at=ends_at, pool=pool, allocation=allocation)
         self._queue.rescale(self._nodes.scale)
+        gather_parts(self._books, self._offers)
 
     def set_end(self, node: NodeId, ends_at: float | None) -> None:
         """Note that the allocation of a node ends at another time than was said.
@@ -165,10 +176,11 @@ class Placement:
             return
         was_at = changed.ends_at
         self._nodes.room.set_end(changed, math.inf if ends_at is None else ends_at)
-        cls, start = changed.reserved_for, changed.reserved_start
-        start = self._books.now if start == math.inf else max(self._books.now, start)
-        if cls is not None and not changed.has_time(cls.request, start):
-            self._books.drop_reservation(cls)
+        cls = changed.reserved_for
+        if cls is not None:
+            start = 0.0 if cls.reserved_start == math.inf else cls.reserved_start
+            if not changed.has_time(cls.request, max(self._books.now, start)):
+                self._books.drop_reservation(cls)
         self._books.changed(changed, has_gained=changed.ends_at > was_at)
         self._books.has_news = True
 
@@ -190,6 +202,7 @@ class Placement:
         self._books.wanted.pop(node, None)
         self._nodes.remove(gone)
         self._queue.rescale(self._nodes.scale)
+        gather_parts(self._books, self._offers)
         return list(dict.fromkeys(held.share.task for held in gone.shares.values()))
 
     def pause_node(self, node: NodeId) -> None:
@@ -207,15 +220,10 @@ class Placement:
             resumed.is_paused = False
             self._books.changed(resumed, has_gained=True)
 
-    def note_warm(self, node: NodeId, key: str) -> None:
-        """Remember that a node is warm for a key."""
+    def note_warm(self, node: NodeId, key: str, *, is_warm: bool = True) -> None:
+        """Remember that a node is warm for a key, or no more."""
         if node in self._nodes.by_id:
-            self._nodes.note_warm(self._nodes.by_id[node], key)
-
-    def forget_warm(self, node: NodeId, key: str) -> None:
-        """Forget that a node is warm for a key."""
-        if node in self._nodes.by_id:
-            self._nodes.forget_warm(self._nodes.by_id[node], key)
+            self._nodes.note_warm(self._nodes.by_id[node], key, is_warm=is_warm)
 
     # -- tasks ------------------------------------------------------------------------------
 
@@ -231,7 +239,9 @@ class Placement:
             It waits already.
         """
         self.require_possible(task, now)
-        self._queue.add(task)
+        cls = self._queue.add(task)
+        if cls.is_spread and cls.n_tasks == 1:
+            gather_parts(self._books, self._offers)
 
     def require_possible(self, task: WaitingTask, now: float) -> None:
         """Raise what `submit` would raise of a task that can never run; queue nothing."""
@@ -278,21 +288,11 @@ class Placement:
         WaitingTask or None
             It waits no more: `pass_on` gives it the share, or `submit` queues it again.
         """
-        held, order = self._books.held.get(share_id), self._queue.order
-        if held is None or held.state is not HeldState.HELD or held.promised_to is not None:
+        held = self._books.held.get(share_id)
+        cls = None if held is None else class_of_heir(self._books, held, now)
+        if cls is None:
             return None
-        if not held.is_bundle or len(order) != 1 or order[0][1].reserved is not None:
-            return None
-        cls, node = order[0][1], held.node
-        task, has_reservation = cls.head, node.reserved_for is not None
-        is_alike = task.is_bundle and cls.request == held.request and not cls.alone
-        if not is_alike or user_priority(task.priority) != held.priority:
-            return None
-        is_allowed = cls.allowed is None or node.name in cls.allowed
-        if not is_allowed or cls.pool not in (None, node.pool):
-            return None
-        if has_reservation or not node.is_open or not node.has_time(cls.request, now):
-            return None
+        task = cls.head
         self._queue.pop_head(cls)
         self._yielding.forget(task.task)
         return task
@@ -431,13 +431,7 @@ class Placement:
 
     def explain(self, task_id: TaskId, now: float) -> str:
         """Say in a sentence where a task runs, or what it waits for; O(waiting and running)."""
-        now = max(now, self._books.now)
-        if task_id in self._queue:
-            return explain_waiting(self._nodes, self._queue, task_id, now)
-        for held in reversed(self._books.held.values()):
-            if held.share.task == task_id:
-                return explain_held(held)
-        return "unknown to the scheduler"
+        return explain_task(self._books, task_id, max(now, self._books.now))
 
     def check(self) -> None:
         """Assert that the books are right; for tests."""
@@ -458,11 +452,11 @@ class Placement:
         while True:
             self._admit_fresh(round_)
             for cls in list(self._queue.urgent):
-                if cls.reserved is not None:
-                    node = self._nodes.by_id[cls.reserved]
-                    if not node.could_ever_start(cls, round_.now):
+                for node in [self._nodes.by_id[name] for name in cls.reserved]:
+                    if not node.could_ever_start(node.reserved_seat, round_.now):
                         self._books.drop_reservation(cls)
-                if not self._place_head(cls, round_) and cls.reserved is None:
+                        break
+                if not self._place_head(cls, round_) and not cls.reserved:
                     self._reserve(cls, round_.now)
             if not self._nodes.fresh:
                 return
@@ -512,13 +506,12 @@ class Placement:
             cls.hope_round = round_.number
             cls.hope = nodes.runnable(cls) & (round_.fresh if cls.is_settled else -1)
         task = cls.head
-        node = nodes.choose(cls, task, now) if cls.hope else None
-        if node is None:
+        seats = self._choose(cls, task, now) if cls.hope else None
+        if seats is None:
             self._pass_over(cls, round_)
             return False
-        share = node.ledger.allocate(task.task, task.request, self._books.new_share_id())
-        assert share is not None, "a node was chosen that has no room"
-        round_.commands.append(Place(share=share, task=task.task))
+        shares = [self._book(seat, task, now) for seat in seats]
+        round_.commands.append(Place(share=shares[0], mates=tuple(shares[1:]), task=task.task))
         for passed in round_.passed:
             self._queue.mark_overtaken(passed, now)
         round_.passed.clear()
@@ -529,9 +522,23 @@ class Placement:
         self._queue.pop_head(cls)
         self._books.drop_reservation(cls)
         self._yielding.forget(task.task)
+        return True
+
+    def _choose(self, cls: TaskClass, task: WaitingTask, now: float) -> Sequence[Seat] | None:
+        """Choose the node, or nodes, where a task starts now."""
+        if cls.parts > 1:
+            return choose_seats(self._nodes, cls, task, now)
+        node = self._nodes.choose(cls, task, now)
+        return None if node is None else (Seat(node, cls.request),)
+
+    def _book(self, seat: Seat, task: WaitingTask, now: float) -> Share:
+        """Enter what a task gets of a node."""
+        node, request = seat
+        share = node.ledger.allocate(task.task, request, self._books.new_share_id())
+        assert share is not None, "a node was chosen that has no room"
         held = Held(
             share,
-            task.request,
+            request,
             node,
             now=now,
             alone=task.alone,
@@ -540,10 +547,14 @@ class Placement:
         )
         self._books.book(held)
         self._yielding.enter(held)
-        return True
+        return share
 
     def _reserve(self, cls: TaskClass, now: float) -> None:
-        """Keep a node for a class, if one is left that can ever run it."""
-        node = self._nodes.node_to_reserve(cls, now)
-        if node is not None:
-            self._books.reserve(cls, node, now)
+        """Keep a node for a class, or those of a gang, if there are any that can ever run it."""
+        if cls.parts > 1:
+            seats = seats_to_reserve(self._nodes, cls, now, self._queue.urgent)
+        else:
+            node = self._nodes.node_to_reserve(cls, now)
+            seats = None if node is None else [Seat(node, cls.request)]
+        if seats is not None:
+            self._books.reserve(cls, seats, now)

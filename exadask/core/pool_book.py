@@ -179,7 +179,8 @@ class PoolBook:
         longest_s = max(left_s, default=None)
         if longest_s is None:
             return None
-        return Offer(pool=self.pool.name, shape=self.shape, walltime_s=longest_s)
+        n_nodes = max(one.nodes for one in self.active)
+        return Offer(pool=self.pool.name, shape=self.shape, walltime_s=longest_s, nodes=n_nodes)
 
     # -- what may come ------------------------------------------------------------------------
 
@@ -197,11 +198,17 @@ class PoolBook:
             shape=self.shape,
             walltime_s=walltime_s or longest_walltime_s(self.pool) or 0.0,
             coming=tuple(
-                Coming(allocation=one.name, nodes=nodes, left_s=one.left_s(now))
+                Coming(
+                    allocation=one.name,
+                    nodes=nodes,
+                    left_s=one.left_s(now),
+                    joined=len(one.joined),
+                )
                 for one, nodes in coming
                 if nodes
             ),
             room=self.room(budget, now),
+            most=self.pool.max_nodes,
             is_open=self.is_open and walltime_s is not None,
         )
 
@@ -211,10 +218,15 @@ class PoolBook:
         walltime_s = longest_walltime_s(self.pool, affordable=budget.at_most_left)
         offers = []
         if self.is_open and walltime_s is not None:
-            offers.append(Offer(pool=name, shape=shape, walltime_s=walltime_s))
+            most = self.pool.max_nodes
+            offers.append(Offer(pool=name, shape=shape, walltime_s=walltime_s, nodes=most))
         offers += [
             Offer(
-                pool=name, shape=shape, walltime_s=one.left_s(now), is_near=self._is_near(one, now)
+                pool=name,
+                shape=shape,
+                walltime_s=one.left_s(now),
+                is_near=self._is_near(one, now),
+                nodes=one.nodes,
             )
             for one in self.active
             if one.n_coming(now, self._limits.start_timeout_s)

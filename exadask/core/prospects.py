@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from exadask.core.events import Offer, WaitingTask
@@ -45,11 +46,16 @@ def impossible(
         pools = dict.fromkeys(offer.pool for offer in offers if offer.pool is not None)
         there_are = f"open are: {', '.join(pools)}" if pools else "there are no pools here"
         return ImpossibleRequest(task, asked, there_are, "pool")
-    roomy = [one.walltime_s for one in among if one.shape is None or one.shape.fits(request)]
+    roomy = [one.walltime_s for one in among if one.has_room(request)]
     if roomy:
         return ImpossibleRequest(task, asked, render_seconds(max(roomy)), "time")
     shapes = [offer.shape for offer in among if offer.shape is not None]
-    return ImpossibleRequest(task, asked, str(nearest(shapes, request)), "node")
+    has = str(nearest(shapes, request.part)) if shapes else "nodes that are not known yet"
+    if request.parts == 1:
+        return ImpossibleRequest(task, asked, has, "node")
+    n_nodes = max(one.nodes for one in among)
+    has = f"1 node with {has}" if n_nodes == 1 else f"{n_nodes} nodes with {has} each"
+    return ImpossibleRequest(task, asked, has, "allocation")
 
 
 def check_possible(
@@ -60,11 +66,17 @@ def check_possible(
     With neither nodes nor offers nothing is known, so that nothing is impossible.
     """
     request, pool = task.request, task.pool
-    if nodes.able(request, pool, now) or any(offer.fits(request, pool) for offer in offers):
+    if nodes.able(request, nodes.of_pool(pool), now) or any(
+        offer.fits(request, pool) for offer in offers
+    ):
         return
-    connected = [
-        Offer(pool=node.pool, shape=node.shape, walltime_s=max(0.0, node.ends_at - now))
+    counts = Counter(
+        (node.allocation, node.pool, node.shape, max(0.0, node.ends_at - now))
         for node in nodes.by_id.values()
+    )
+    connected = [
+        Offer(pool=of, shape=shape, walltime_s=left_s, nodes=count)
+        for (_, of, shape, left_s), count in counts.items()
     ]
     error = impossible(task.task, request, pool, [*offers, *connected])
     if error is not None:
@@ -106,7 +118,6 @@ def nearest(shapes: Sequence[NodeShape], request: Resources) -> NodeShape:
 
 def _has_hope(nodes: NodeIndex, offers: Sequence[Offer], cls: TaskClass, now: float) -> bool:
     # Nodes that are still to come have new names, so that they cannot be among the allowed ones.
-    if cls.allowed is None and any(offer.fits(cls.request, cls.pool) for offer in offers):
+    if cls.allowed is None and any(offer.fits(cls.asked, cls.pool) for offer in offers):
         return True
-    runnable = nodes.runnable(cls) & nodes.room.lasting(cls.request, now)
-    return any(node.has_time(cls.request, now) for node in nodes.members(runnable))
+    return nodes.able(cls.asked, nodes.runnable(cls), now)

@@ -6,6 +6,7 @@ them. `TaskClass` is a heap of such tasks; `WaitingQueue` keeps the classes sort
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
@@ -31,8 +32,8 @@ class Scale(NamedTuple):
     memory_bytes: int = 1
 
     def width(self, request: Resources) -> float:
-        """Return the largest share of a node, in any resource, that a request asks for."""
-        return max(
+        """Return how much of a node, in any resource, a request asks for, all parts together."""
+        return request.parts * max(
             request.cores / self.cores,
             request.gpu_units / self.gpu_units,
             (request.memory_bytes or 0) / self.memory_bytes,
@@ -44,16 +45,24 @@ class TaskClass:
 
     Attributes
     ----------
+    asked : Resources
+        What each of them asks for.
+    request : Resources
+        What that means on one node: all of it, or one part of a gang.
+    parts : int
+        How many such parts a gang has; 1 if it is none, or all are to share a node [parts].
     rank : tuple
         Where its head stands among all heads; smaller goes first.
     is_settled : bool
         Whether it is known to fit nowhere, save on nodes that gained room since the last dispatch.
     overtaken_since : float or None
         Since when others have been placed over it while it placed nothing [s].
-    reserved : NodeId or None
-        The node that is kept for its head.
+    reserved : tuple of NodeId
+        The nodes that are kept for its head: one, or all that a gang needs.
     reserved_since : float
         When that began [s].
+    reserved_start : float
+        When its head can start there at the latest, as far as is known; inf if it is not [s].
     hope, hope_round, runnable, runnable_version
         Caches of `exadask.core.placement`: masks of nodes.
     """
@@ -61,6 +70,7 @@ class TaskClass:
     __slots__ = (
         "allowed",
         "alone",
+        "asked",
         "heap",
         "hope",
         "hope_round",
@@ -68,11 +78,13 @@ class TaskClass:
         "key",
         "n_tasks",
         "overtaken_since",
+        "parts",
         "pool",
         "rank",
         "request",
         "reserved",
         "reserved_since",
+        "reserved_start",
         "runnable",
         "runnable_version",
         "warm_key",
@@ -82,18 +94,35 @@ class TaskClass:
 
     def __init__(self, key: ClassKey, width: float) -> None:
         self.key = key
-        self.request, self.warm_key, self.allowed, self.alone, self.pool = key
+        self.asked, self.warm_key, self.allowed, self.alone, self.pool = key
+        self.request, self.parts = self.asked.part, self.asked.parts
         self.width = width
         self.heap: list[HeapEntry] = []
         self.n_tasks = 0
         self.rank: Rank = (0, 0.0, (), -1)
         self.is_settled = False
         self.overtaken_since: float | None = None
-        self.reserved: NodeId | None = None
-        self.reserved_since = 0.0
+        self.reserved: tuple[NodeId, ...] = ()
+        self.reserved_since, self.reserved_start = 0.0, math.inf
         self.hope = self.hope_round = self.runnable = 0
         self.runnable_version = -1
         self.watched = -1
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether its tasks are gangs whose parts may share nodes, or be on one."""
+        return self.asked.parts > 1 and not self.asked.is_apart
+
+    def gather(self, *, on_one_node: bool) -> bool:
+        """Say whether all parts are to share a node; returns whether that is new."""
+        asked = self.asked
+        parts = 1 if on_one_node else asked.parts
+        if parts == self.parts:
+            return False
+        self.parts = parts
+        self.request = asked.times(asked.parts) if on_one_node else asked.part
+        self.runnable_version = -1
+        return True
 
     @property
     def head(self) -> WaitingTask:
@@ -117,6 +146,8 @@ class WaitingQueue:
         The classes that have not been looked at since they came up.
     overtaken, urgent : dict of TaskClass to float
         Overtaken classes and since when [s], oldest first; the urgent ones waited long enough.
+    spread : dict of TaskClass to None
+        The classes of gangs whose parts may share nodes.
     """
 
     def __init__(self) -> None:
@@ -124,6 +155,7 @@ class WaitingQueue:
         self.unsettled: dict[TaskClass, None] = {}
         self.overtaken: dict[TaskClass, float] = {}
         self.urgent: dict[TaskClass, float] = {}
+        self.spread: dict[TaskClass, None] = {}
         self._classes: dict[ClassKey, TaskClass] = {}
         self._waiting: dict[TaskId, HeapEntry] = {}  # the very entries of the heaps
         self._n_arrivals = 0
@@ -141,8 +173,8 @@ class WaitingQueue:
         """Return the class of a waiting task."""
         return self._waiting[task_id][3]
 
-    def add(self, task: WaitingTask) -> None:
-        """Queue a task.
+    def add(self, task: WaitingTask) -> TaskClass:
+        """Queue a task; return its class.
 
         Raises
         ------
@@ -156,6 +188,8 @@ class WaitingQueue:
         if cls is None:
             cls = self._classes[key] = TaskClass(key, self._width(task.request, task.alone))
             self.unsettled[cls] = None
+            if cls.is_spread:
+                self.spread[cls] = None
         arrival = self._n_arrivals
         self._n_arrivals += 1
         entry = self._waiting[task.task] = (task.priority, arrival, task, cls)
@@ -164,6 +198,7 @@ class WaitingQueue:
         if cls.arrival == arrival:
             self._rank_again(cls)
             self._watch_head(cls)
+        return cls
 
     def discard(self, task_id: TaskId) -> TaskClass | None:
         """Forget a waiting task; return its class if that is empty now, and gone."""
@@ -188,6 +223,11 @@ class WaitingQueue:
         """Note that a class fits nowhere now."""
         cls.is_settled = True
         self.unsettled.pop(cls, None)
+
+    def unsettle(self, cls: TaskClass) -> None:
+        """Note that a class may fit somewhere after all."""
+        cls.is_settled = False
+        self.unsettled[cls] = None
 
     def mark_overtaken(self, cls: TaskClass, now: float) -> None:
         """Note that another class was placed over this one."""
@@ -227,7 +267,7 @@ class WaitingQueue:
             return
         self._scale = scale
         for _, cls in self.order:
-            cls.width = self._width(cls.request, cls.alone)
+            cls.width = self._width(cls.asked, cls.alone)
             cls.rank = _rank(cls)
         self.order = sorted((cls.rank, cls) for _, cls in self.order)
 
@@ -258,7 +298,7 @@ class WaitingQueue:
         urgent = list(self.urgent)
         others = (cls for _, cls in self.order if cls not in self.urgent)
         for cls in (*urgent, *others):
-            key = (cls.request, cls.pool, cls.allowed is not None, cls.alone)
+            key = (cls.asked, cls.pool, cls.allowed is not None, cls.alone)
             counts[key] = counts.get(key, 0) + cls.n_tasks
         return [
             Demand(request=request, pool=pool, is_bound=is_bound, alone=alone, count=count)
@@ -282,11 +322,12 @@ class WaitingQueue:
         marked = {cls for cls in counted if cls.overtaken_since is not None}
         assert self.overtaken.keys() | self.urgent.keys() == marked, "overtaken classes"
         assert not self.overtaken.keys() & self.urgent.keys()
+        assert self.spread.keys() == {cls for cls in counted if cls.is_spread}
         watched = {cls for _, _, cls in self._watch}
         assert counted.keys() - marked <= watched, "a class is not watched"
 
     def _width(self, request: Resources, alone: bool) -> float:
-        return 1.0 if alone else self._scale.width(request)
+        return float(request.parts) if alone else self._scale.width(request)
 
     def _is_live(self, entry: HeapEntry) -> bool:
         return self._waiting.get(entry[2].task) is entry
@@ -299,6 +340,7 @@ class WaitingQueue:
             self.unsettled.pop(cls, None)
             self.overtaken.pop(cls, None)
             self.urgent.pop(cls, None)
+            self.spread.pop(cls, None)
             return cls
         while not self._is_live(cls.heap[0]):
             heappop(cls.heap)

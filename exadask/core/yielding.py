@@ -17,7 +17,8 @@ for the task's class until all that was asked has come. A class has one such nod
 **Cost.** Nothing (one comparison) unless a class waits whose head has a higher priority than some
 bundle. Then a dispatch looks at most at `_N_LOOKS` nodes in vain; a node that cannot help a class
 is not looked at again for it until it has changed; and at most `_N_PROMISES` promises are open.
-Tasks that must run alone are not served: all of a node would have to end for them.
+Tasks that must run alone and gangs are not served: all of a node, or bundles of many nodes, would
+have to end for them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dataclasses import dataclass, field
 from exadask.core.books import Books
 from exadask.core.events import WaitingTask, Yield
 from exadask.core.ledger import ShareId, TaskId
-from exadask.core.node import Held, HeldState, Node, units_fit
+from exadask.core.node import Held, HeldState, Node, Seat, units_fit
 from exadask.core.queue import TaskClass, user_priority
 
 __all__ = ["Yielding"]
@@ -177,7 +178,7 @@ class Yielding:
         for rank, cls in order:
             if not self._order or rank[0] >= self._order[-1] or looks <= 0:
                 break
-            if not cls.alone and cls not in self._kept:
+            if not cls.alone and cls.parts == 1 and cls not in self._kept:
                 looks = self._serve(cls, now, looks, commands)
         return commands
 
@@ -206,7 +207,7 @@ class Yielding:
         pending = [share for one in self._promises.values() for share in one.pending]
         assert len(pending) == len(set(pending)), "promised twice"
         assert all(self._promises.get(one.task) is one for one in self._kept.values())
-        reserving = {cls for _, cls in self._queue.order if cls.reserved is not None}
+        reserving = {cls for _, cls in self._queue.order if cls.reserved}
         urgent = self._queue.urgent
         assert all(cls in urgent or cls in self._kept for cls in reserving), "reserved for no one"
 
@@ -252,8 +253,8 @@ class Yielding:
             struck = self._struck[cls] = _Struck(priority=priority)
         hope = self._nodes.runnable(cls) & self._nodes.usable(cls) & ~struck.mask
         hope &= self._nodes.room.lasting(cls.request, now)
-        if cls.reserved is not None:
-            hope &= self._nodes.by_id[cls.reserved].bit
+        if cls.reserved:
+            hope &= sum(self._nodes.by_id[name].bit for name in cls.reserved)
         best: list[Held] = []
         best_cost, n_compared = (0, 0, 0), 0
         for level in reversed(self._order[bisect_left(self._order, priority + 1) :]):
@@ -312,8 +313,8 @@ class Yielding:
                 commands.append(Yield(share=held.share, for_task=task.task))
         if is_kept:
             self._kept[cls] = promise
-            if cls.reserved is None:
-                self._books.reserve(cls, node, now)
+            if not cls.reserved:
+                self._books.reserve(cls, [Seat(node, cls.request)], now)
         return commands
 
     def _end(self, promise: _Promise) -> bool:
@@ -332,7 +333,7 @@ class Yielding:
             return False
         cls = promise.cls
         del self._kept[cls]
-        if cls.reserved is None or cls in self._queue.urgent:
+        if not cls.reserved or cls in self._queue.urgent:
             return False
         self._books.drop_reservation(cls)
         return True

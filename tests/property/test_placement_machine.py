@@ -127,7 +127,7 @@ class PlacementMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), key=st.sampled_from("wx"), warm=st.booleans())
     def warm(self, name: NodeId, key: str, warm: bool) -> None:
-        (self.core.note_warm if warm else self.core.forget_warm)(name, key)
+        self.core.note_warm(name, key, is_warm=warm)
 
     # -- tasks ------------------------------------------------------------------------------
 

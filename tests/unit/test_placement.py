@@ -194,7 +194,7 @@ def test_warm_goes_before_local_goes_before_best_fit() -> None:
     cluster.submit("local", local=inputs)
     cluster.submit("tight", memory=1)
     assert sorted(cluster.dispatch()) == ["local@1", "tight@0", "warm@2"]
-    cluster.core.forget_warm(NodeId("node-2"), "model")
+    cluster.core.note_warm(NodeId("node-2"), "model", is_warm=False)
     cluster.submit("cold", local=inputs, warm="model")
     assert cluster.dispatch() == ["cold@1"]
 

@@ -728,7 +728,7 @@ def test_the_summary_counts() -> None:
 
 def test_offers_follow_what_may_still_come() -> None:
     site = Site(pool_of(nodes=2))
-    open_offer = Offer(pool="cpu", shape=NodeShape.declare(cores=4), walltime_s=3600.0)
+    open_offer = Offer(pool="cpu", shape=NodeShape.declare(cores=4), walltime_s=3600.0, nodes=2)
     assert site.fleet.offers(0.0) == [open_offer]
     site.decide(need(8))
     site.queue("cpu-0")
@@ -736,7 +736,7 @@ def test_offers_follow_what_may_still_come() -> None:
     site.fleet.close_pool("cpu", "enough")
     site.decide(after_s=100.0)
     four = NodeShape.declare(cores=4)
-    rest = Offer(pool="cpu", shape=four, walltime_s=3500.0, is_near=True)
+    rest = Offer(pool="cpu", shape=four, walltime_s=3500.0, is_near=True, nodes=2)
     assert site.fleet.offers(site.now) == [rest]
     assert site.fleet.offers(400.0) == [], "the other node is not waited for any more"
 
