@@ -26,13 +26,13 @@ _POLL_S = 0.01
 _KILL_ATTEMPTS = 500
 
 
-def family_of(pid: int, mark: str) -> set[int]:
+def family_of(pid: int | None, mark: str) -> set[int]:
     """Find the processes of a slot: its descendants, and those that left but bear its mark.
 
     Parameters
     ----------
-    pid : int
-        The child process of the slot; it may have ended already.
+    pid : int, optional
+        The child process of the slot; it may have ended already. None: only those with the mark.
     mark : str
         The value of `MARK` in its environment.
 
@@ -41,21 +41,27 @@ def family_of(pid: int, mark: str) -> set[int]:
     set of int
         Living processes, zombies left out.
     """
-    found = {pid, *descendants_of([pid]).get(pid, ())} | marked(mark)
+    found = _bearing(f"{MARK}={mark}".encode(), b"\0")
+    if pid is not None:
+        found |= {pid, *descendants_of([pid]).get(pid, ())}
     return {member for member in found if _is_alive(member)}
 
 
 def marked(prefix: str) -> set[int]:
     """Find the processes whose mark begins with a prefix; needs ``/proc``."""
-    wanted = f"{MARK}={prefix}".encode()
+    return _bearing(f"{MARK}={prefix}".encode(), b"")
+
+
+def _bearing(entry: bytes, end: bytes) -> set[int]:
+    """Find the processes in whose environment an entry stands, and goes on like this."""
     found = set()
-    for entry in _PROC.glob("[0-9]*"):
+    for process in _PROC.glob("[0-9]*"):
         try:
-            environment = (entry / "environ").read_bytes()
+            environment = b"\0" + (process / "environ").read_bytes() + b"\0"
         except OSError:  # it has ended, or belongs to someone else
             continue
-        if environment.startswith(wanted) or b"\0" + wanted in environment:
-            found.add(int(entry.name))
+        if b"\0" + entry + end in environment:
+            found.add(int(process.name))
     return found
 
 
@@ -113,15 +119,15 @@ def exact_memory_of(pids: Iterable[int]) -> int:
     return sum(_proportional_bytes(pid) for pid in pids)
 
 
-def end_family(pid: int, mark: str, *, grace_s: float) -> None:
+def end_family(pid: int | None, mark: str, *, grace_s: float) -> None:
     """End all processes of a slot: SIGTERM, and after the grace SIGKILL until none is left.
 
     Blocks until they are gone; a zombie counts as gone.
 
     Parameters
     ----------
-    pid : int
-        The child process of the slot.
+    pid : int, optional
+        The child process of the slot. None: only those with the mark.
     mark : str
         The value of `MARK` in its environment.
     grace_s : float

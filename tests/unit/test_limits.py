@@ -111,6 +111,15 @@ def test_family_has_those_who_left(start: Start, mark: str, tmp_path: Path) -> N
     assert {process.pid, daemon} <= family_of(process.pid, mark)
 
 
+def test_a_mark_that_another_begins_with_is_another(start: Start, mark: str) -> None:
+    process = start("exec sleep 600")
+    eventually(lambda: family_of(None, mark) == {process.pid})
+    end_family(None, mark[:-1], grace_s=0)
+    assert process.poll() is None, "the slot .1 is not the slot .12"
+    end_family(None, mark, grace_s=0)
+    assert process.wait() == -signal.SIGKILL
+
+
 def test_family_is_known_after_its_head_has_died(start: Start, mark: str, tmp_path: Path) -> None:
     process = start("sh -c 'echo $$ > pid; exec sleep 600' & exit 0")
     process.wait()
