@@ -9,10 +9,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
 from exadask.errors import InvalidRequest
 
 __all__ = ["checkpoint_dir", "on_notice", "time_left"]
+
+
+class Gang(NamedTuple):
+    """Where the processes of a call on several nodes may be started.
+
+    Parameters
+    ----------
+    folder : str
+        A folder of this node for what passes between its processes.
+    address : str
+        The network address of this node.
+    n_cores : tuple of int
+        How many cores the call has on each node, this one first [cores].
+    """
+
+    folder: str
+    address: str
+    n_cores: tuple[int, ...]
 
 
 class Here:
@@ -28,6 +47,10 @@ class Here:
         Its folder for checkpoints.
     has_notice : bool
         Whether it is warned before its end.
+    cores : tuple of int
+        The cores that it is bound to; empty if it is to none.
+    gang : Gang, optional
+        Its other nodes.
 
     Attributes
     ----------
@@ -42,11 +65,14 @@ class Here:
         checkpoint: str | None = None,
         *,
         has_notice: bool = False,
+        cores: tuple[int, ...] = (),
+        gang: Gang | None = None,
     ) -> None:
         self.began_s = time.monotonic()
         self.limit_s = math.inf if limit_s is None else limit_s
         self.ends_s = math.inf if left_s is None else self.began_s + left_s
         self.checkpoint, self.has_notice = checkpoint, has_notice
+        self.cores, self.gang = cores, gang
         self.listeners: list[Callable[[], object]] = []
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -83,6 +109,11 @@ def _let_signals_end() -> None:
     if _before is not None:
         signal.signal(signal.SIGTERM, _before)
         _before = None
+
+
+def current() -> Here | None:
+    """Give the call that runs in this process; None if there is none."""
+    return _here
 
 
 def time_left() -> float:

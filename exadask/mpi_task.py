@@ -14,6 +14,7 @@ from typing import IO, Any, Literal, TypeVar
 
 import cloudpickle
 
+from exadask import inside
 from exadask.errors import InvalidRequest, RanksFailed, RemoteError, shown
 from exadask.ranks import check_launcher, parse_ranks
 from exadask.runtime import ranks
@@ -31,7 +32,9 @@ def mpi(
     function: Callable[..., Any] | None = None,
     /,
     *,
-    ranks: int = 1,
+    ranks: int | None = None,
+    nodes: int | None = None,
+    ranks_per_node: int | None = None,
     cores_per_rank: int = 1,
     gpus_per_rank: float = 0,
     memory_per_rank: int | float | str | None = None,
@@ -41,7 +44,7 @@ def mpi(
 ) -> Any:
     """Make a function an MPI program: all its ranks run it, and its value is rank 0's.
 
-    The ranks of a call run on one node, each on its own cores and GPUs. Needs mpi4py
+    Each rank has its own cores and GPUs, on one node or on several of one allocation. Needs mpi4py
     (``pip install exadask[mpi]``) and an ``mpiexec`` on the nodes.
 
     Parameters
@@ -49,18 +52,23 @@ def mpi(
     function : callable
         Its first argument is the communicator of all ranks, an ``mpi4py.MPI.Comm``; the others are
         those of the call.
-    ranks : int
-        How many run it [ranks].
+    ranks : int, optional
+        How many run it [ranks]. Alone, it means: on one node if there is one with room for all,
+        otherwise on as few as have room. None: as many as the next two make, or 1.
+    nodes : int, optional
+        On how many nodes, equally many ranks on each [nodes].
+    ranks_per_node : int, optional
+        How many ranks are on each node [ranks].
     cores_per_rank, gpus_per_rank, memory_per_rank
         What each rank asks for: whole cores, whole GPUs or a share of one, "8GiB" or bytes. Memory
-        is enforced for all ranks together.
+        is enforced on each node for all ranks there together.
     gather : {"root", "all"}
         Whether the value of a call is rank 0's, or the list of all ranks'.
     launcher : str, optional
-        What starts the ranks, for sites without an ``mpiexec``; ``{ranks}`` and ``{cores}`` stand
-        for numbers, ``{node}`` for the batch system's name of the node: "srun --overlap --exact -w
-        {node} -n {ranks} -c {cores}". None: the mpiexec that is found, of MPICH, Intel MPI or Open
-        MPI.
+        What starts the ranks on one node, for sites without an ``mpiexec``; ``{ranks}`` and
+        ``{cores}`` stand for numbers, ``{node}`` for the batch system's name of the node: "srun
+        --overlap --exact -w {node} -n {ranks} -c {cores}". None: the mpiexec that is found, of
+        MPICH, Intel MPI or Open MPI.
     **options
         As for `exadask.task`, but for ``cores``, ``gpus``, ``memory``, ``setup``, ``isolation`` and
         ``bundle``.
@@ -82,10 +90,14 @@ def mpi(
     ... def total(comm, values):
     ...     return comm.allreduce(sum(values[comm.rank :: comm.size]))
     >>> total.options.request
-    Resources(cores=8, memory='4 GiB', time='5m')
+    Resources(cores=2, memory='1 GiB', time='5m', ranks=4)
+    >>> total.with_options(nodes=2, ranks_per_node=3).options.request
+    Resources(cores=6, memory='3 GiB', time='5m', nodes=2)
     """
     said = {
         "ranks": ranks,
+        "nodes": nodes,
+        "ranks_per_node": ranks_per_node,
         "cores_per_rank": cores_per_rank,
         "gpus_per_rank": gpus_per_rank,
         "memory_per_rank": memory_per_rank,
@@ -144,27 +156,29 @@ class _Ranks:
         self.__doc__ = getattr(function, "__doc__", None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        here = inside.current()
+        gang = None if here is None else here.gang
         n_ranks = self.layout.ranks
         with ExitStack() as files:
-            problems = [files.enter_context(_shared_file()) for _ in range(n_ranks)]
             n_results = n_ranks if self.gather == "all" else 1
             results = [files.enter_context(_shared_file()) for _ in range(n_results)]
+            problems = [] if gang else [files.enter_context(_shared_file()) for _ in range(n_ranks)]
             orders = {
-                "n_ranks": n_ranks,
                 "call": cloudpickle.dumps((self.body, args, kwargs), protocol=5),
-                "sys_path": list(sys.path),
-                "results": [*map(_path_of, results), *[""] * (n_ranks - n_results)],
+                "results": list(map(_path_of, results)),
                 "problems": list(map(_path_of, problems)),
             }
             order = files.enter_context(_shared_file())
             order.write(pickle.dumps(orders))
             order.flush()
             words, environment = prefix(self.layout, self.launcher)
+            environment["EXADASK_SYS_PATH"] = os.pathsep.join(sys.path)
             program = [sys.executable, "-X", "faulthandler", _RANK, _path_of(order)]
             exit_code, tail = _run([*words, *program], environment)
-            for rank, file in enumerate(problems):
-                if _size_of(file):
-                    raise self._raised(rank, pickle.loads(_content_of(file)))
+            told = _told_in(Path(gang.folder)) if gang else map(_content_of, problems)
+            for rank, content in enumerate(told):
+                if content:
+                    raise self._raised(rank, pickle.loads(content))
             missing = [rank for rank, file in enumerate(results) if not _size_of(file)]
             if exit_code != 0 or missing:
                 raise RanksFailed(self.__name__, n_ranks, exit_code, tail)
@@ -173,7 +187,7 @@ class _Ranks:
 
     def _raised(self, rank: int, problem: dict[str, Any]) -> BaseException:
         """Give what a rank raised, as if it had been raised here."""
-        name = self.__name__
+        name, rank = self.__name__, problem.get("rank", rank)
         try:
             error = pickle.loads(problem["error"]) if problem["error"] is not None else None
         except Exception:  # the user's classes decide what unpickling raises
@@ -217,6 +231,12 @@ def _shared_file() -> Iterator[IO[bytes]]:
 
 def _path_of(file: IO[bytes]) -> str:
     return f"/proc/{os.getpid()}/fd/{file.fileno()}"
+
+
+def _told_in(folder: Path) -> Iterator[bytes]:
+    """Give what ranks on several nodes say went wrong; those of others have been brought here."""
+    for path in sorted(folder.glob("problem.*")):
+        yield path.read_bytes()
 
 
 def _size_of(file: IO[bytes]) -> int:

@@ -437,7 +437,8 @@ class _Map:
 
 
 def _seat_texts(seat: Seat) -> tuple[str, str, str]:
-    return seat.node, render_cpulist(seat.cores), ",".join(seat.gpus)
+    nodes = ", ".join((seat.node, *seat.mates))
+    return nodes, render_cpulist(seat.cores), ",".join(seat.gpus)
 
 
 def _figures(usage: Usage | None) -> tuple[float | None, float | None, int | None]:

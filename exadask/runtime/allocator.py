@@ -234,7 +234,7 @@ class Allocator:
         for command in self._fleet.decide(now, *self._situation(now)):
             self._perform(command)
         self._plugin.placement.offers = self.offers()
-        self._plugin.give_up_hopeless()
+        self._plugin.last_resort.fail_hopeless()
 
     def _situation(
         self, now: float
@@ -255,9 +255,14 @@ class Allocator:
                 self._background.start(self._give_back(command.allocation))
             case ClosePool():
                 pool, tail = self._pools[command.pool], self._log_of(command.log_of)
-                offer = Offer(pool=pool.name, shape=pool.shape, walltime_s=pool.walltime_s)
+                offer = Offer(
+                    pool=pool.name,
+                    shape=pool.shape,
+                    walltime_s=pool.walltime_s,
+                    nodes=pool.max_nodes,
+                )
                 failure = AllocationFailed(pool.name, command.reason, tail)
-                self._plugin.failures.append((offer, failure))
+                self._plugin.last_resort.failures.append((offer, failure))
                 logger.warning("%s", failure)
 
     # -- asking for allocations and giving them back ----------------------------------------

@@ -13,6 +13,7 @@ from exadask.runtime.kind import Kind
 from exadask.runtime.limits import catches
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.parcel import Packer, Parcel
+from exadask.runtime.parts import Leader
 from exadask.runtime.slot import Captured, Slot, SlotDied
 
 _WARN_AGAIN_S = 0.05
@@ -37,6 +38,15 @@ class Attempt:
         Watches its memory.
     kill_grace_s : float
         Time from SIGTERM to SIGKILL when it is ended for its time [s].
+
+    Attributes
+    ----------
+    leader : Leader or None
+        Leads its parts on other nodes, if it is a gang.
+    limit_bytes : int or None
+        Memory that it may use on this node [bytes].
+    dropped : asyncio.Event
+        Is set when nobody wants it any more.
     """
 
     def __init__(self, job: Job, node: str, watch: MemoryWatch, kill_grace_s: float) -> None:
@@ -46,6 +56,9 @@ class Attempt:
         self.is_cancelled = self.is_over = False
         self.has_worn_slot = self.was_killed = False
         self.slot: Slot | None = None
+        self.leader: Leader | None = None
+        self.dropped = asyncio.Event()
+        self.limit_bytes = job.kind.request.memory_bytes
         self._watch, self._kill_grace_s = watch, kill_grace_s
         self._verdict: ExadaskError | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -62,21 +75,27 @@ class Attempt:
         assert self.slot is not None
         return self.slot.pid
 
-    @property
-    def limit_bytes(self) -> int | None:
-        """Memory that it may use [bytes]."""
-        return self.kind.request.memory_bytes
-
     def cancel(self, grace_s: float) -> None:
         """End it, because nobody wants it any more."""
         self.is_cancelled = True
+        self.dropped.set()
         self._end(grace_s)
+
+    def condemn(self, error: ExadaskError) -> None:
+        """End it, because it has gone beyond its limits on another node."""
+        if self._verdict is None:
+            self._verdict = error
+            self._end(0)
 
     def exceeded(self, peak_bytes: int, limit_bytes: int) -> None:
         """End it, because it took more memory than is its own."""
         if self._verdict is None:
             self._verdict = MemoryExceeded(self.kind.name, limit_bytes, peak_bytes, self.node)
             self._end(0)
+
+    def judged(self, outcome: Failure) -> Failure:
+        """Give the failure of the job, or why it was condemned meanwhile."""
+        return outcome if self._verdict is None else failure(self._verdict, self.kind)
 
     async def run_in(self, slot: Slot, order: Run) -> Parcel | Failure:
         """Run the job in a slot; returns when its processes are idle again, or gone."""

@@ -61,11 +61,14 @@ class Seat(NamedTuple):
         The ids of its cores there.
     gpus : tuple of str
         The ids of its GPUs there, or of the one that it shares.
+    mates : tuple of str
+        The other nodes of a gang.
     """
 
     node: str
     cores: tuple[int, ...] = ()
     gpus: tuple[str, ...] = ()
+    mates: tuple[str, ...] = ()
 
 
 class Call:

@@ -97,7 +97,8 @@ class EmbeddedCluster:
         """Nothing is written before there is a journal: it makes a folder of its own."""
 
     def _offers(self) -> list[Offer]:
-        return [Offer(pool=_HERE, shape=shape) for shape in self.shapes.values()]
+        n_nodes = len(self.shapes)
+        return [Offer(pool=_HERE, shape=one, nodes=n_nodes) for one in self.shapes.values()]
 
     def add_node(self, shape: NodeShape) -> str:
         """Let a node join; returns its name."""

@@ -335,15 +335,24 @@ class DaskGateway:
             "gpu_units": kind.request.gpu_units,
             "memory_bytes": kind.request.memory_bytes,
             "time_s": kind.request.time_s,
+            "parts": kind.request.parts,
+            "is_apart": kind.request.is_apart,
             "warm_key": kind.setup.key if kind.setup else None,
             "pool": kind.pool,
             "is_bundle": isinstance(submission.work, Bundle),
         }
 
-    def _on_placed(self, key: str, node: str, cores: Sequence[int], gpus: Sequence[str]) -> None:
+    def _on_placed(
+        self,
+        key: str,
+        node: str,
+        cores: Sequence[int],
+        gpus: Sequence[str],
+        mates: Sequence[str] = (),
+    ) -> None:
         one = self._live.get(key)
         if one is not None:
-            one.observer.placed(Seat(node, tuple(cores), tuple(gpus)))
+            one.observer.placed(Seat(node, tuple(cores), tuple(gpus), tuple(mates)))
 
     def _on_report(self, key: str, report: bytes) -> None:
         one = self._live.get(key)

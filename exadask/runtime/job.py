@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from exadask.inside import Gang
 from exadask.runtime.kind import Kind
 from exadask.runtime.parcel import Parcel
 from exadask.runtime.segment import Segment
@@ -172,7 +173,10 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Agent to child: run this job with these inputs on these cores; the node stays so long [s]."""
+    """Agent to child: run this job with these inputs on these cores; the node stays so long [s].
+
+    The cores are in the order of the GPUs that they are near.
+    """
 
     job: Job
     inputs: tuple[Parcel, ...]
@@ -180,6 +184,7 @@ class Run:
     n_cores: int
     node: str
     left_s: float | None = None
+    gang: Gang | None = None
 
     @property
     def kind(self) -> Kind:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.nested import NestedService
 from exadask.runtime.outcomes import failure_of
 from exadask.runtime.parcel import Packer, Parcel
+from exadask.runtime.parts import Leader, Parts, environment_of, near_gpus
 from exadask.runtime.posting import Berth
 from exadask.runtime.refusals import checked_index, guarded
 from exadask.runtime.slot import Captured, Slot, SlotKind, SlotPool
@@ -52,6 +54,7 @@ logger = logging.getLogger(__name__)
 AGENT = "exadask-agent"
 _WARM_FROM_START = 4
 _SAME_SIGNAL_S = 1.0
+_LAST_WORD_S = 10.0
 _HEIR_PATIENCE_S = 0.15
 _NOT_BEGUN = ("waiting", "ready", "constrained", "fetch", "flight", "missing", "cancelled")
 _RUNNING = ("executing", "long-running")
@@ -114,15 +117,26 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         self._threads = ThreadPoolExecutor(1024, thread_name_prefix="exadask-task")
         self._watch = MemoryWatch(self._config.poll_interval_s, self.shape.memory_bytes)
         self._watching = asyncio.ensure_future(self._watch.run())
+        self._parts = Parts(
+            worker,
+            self.shape,
+            self._admission,
+            self._watch,
+            mark=self.mark,
+            scratch=self._scratch,
+            tell_ended=lambda share: self._send("exadask-ended", share=share),
+        )
         self.nested = NestedService(worker, self._lend, self._reclaim)
         self._guardian = _start_guardian(self.mark, self._scratch)
         worker.handlers["exadask_output"] = self.output
         worker.handlers["exadask_save"] = self.save
+        worker.handlers["exadask_part"] = self._parts.launch
         worker.stream_handlers |= guarded(
             {
                 "exadask-resume": self._on_resume,
                 "exadask-drop": self._on_drop,
                 "exadask-yield": self._on_yield,
+                "exadask-part-end": self._parts.on_end,
             }
         )
         for _ in range(min(_WARM_FROM_START, self.shape.cores)):
@@ -151,6 +165,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         self._watching.cancel()
         await self.nested.close()
         await self._slots.close()
+        await self._parts.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         _dismiss(self._guardian)
 
@@ -239,7 +254,10 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
     def _new_attempt(self, work: Job | Bundle, share: dict[str, Any]) -> Attempt | BundleAttempt:
         node, config = str(self._worker.name), self._config
         if isinstance(work, Job):
-            return Attempt(work, node, self._watch, config.kill_grace_s)
+            single = Attempt(work, node, self._watch, config.kill_grace_s)
+            if work.kind.request.parts > 1:
+                self._lead(single, share)
+            return single
 
         def tell(items: Sequence[bytes], returned: Sequence[int], kept: int | None) -> None:
             # As one piece: Dask looks through messages for what it should serialise.
@@ -262,6 +280,23 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         if work.key in self._yields:
             attempt.give_way()
         return attempt
+
+    def _lead(self, attempt: Attempt, share: dict[str, Any]) -> None:
+        """Let an attempt use all that its gang has, on this node and on others."""
+        is_limited = attempt.limit_bytes is not None
+        attempt.limit_bytes = share["memory"] if is_limited else None
+        if not share["mates"]:
+            return
+        attempt.leader = Leader(
+            self._worker,
+            attempt.kind.name,
+            share["mates"],
+            limit_of=lambda mate: mate["memory"] if is_limited else None,
+            condemn=attempt.condemn,
+            tell_lost=lambda address: self._send(
+                "exadask-broken", key=attempt.job.key, share=share["share"], address=address
+            ),
+        )
 
     async def _is_cut_off(self, attempt: Attempt | BundleAttempt) -> bool:
         """Whether a task was killed because its whole node is being ended.
@@ -298,21 +333,39 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         parcels = tuple([await self._parcel(value) for value in inputs])
         slot = self._acquire(attempt, grant)
         self._outputs[job.key] = attempt.captured = slot.capture_from_here()
-        cores = grant.cores if self.shape.is_real else ()
-        left_s = self._berth.left_s if self._berth else None
         order = Run(
             job=job,
             inputs=parcels,
-            cores=cores,
+            cores=near_gpus(grant, self.shape) if self.shape.is_real else (),
             n_cores=len(grant.cores),
             node=attempt.node,
-            left_s=left_s,
+            left_s=self._berth.left_s if self._berth else None,
         )
         try:
-            return await attempt.run_in(slot, order)
+            if attempt.leader is None:
+                return await attempt.run_in(slot, order)
+            return await self._run_gang(attempt, slot, order, grant)
         finally:
             self._outputs[job.key] = attempt.captured
             self._release(attempt, slot)
+
+    async def _run_gang(
+        self, attempt: Attempt, slot: Slot, order: Run, grant: Grant
+    ) -> Parcel | Failure:
+        """Run a job whose processes are on several nodes."""
+        leader = attempt.leader
+        assert leader is not None, "it is no gang"
+        folder = Path(self._scratch) / f"gang-{self._worker.name}-{grant.share}"
+        different = environment_of(grant, self.shape, dict(slot.kind.gpu_env), slot.mark)
+        with leader.leading(folder, different, len(grant.cores)) as gang:
+            outcome = await attempt.run_in(slot, replace(order, gang=gang))
+            if isinstance(outcome, Failure):
+                await leader.settle(_LAST_WORD_S)  # another node may know better why
+                outcome = attempt.judged(outcome)
+                attempt.was_killed = True  # or its processes on other nodes, by the same signal
+            if leader.lost is not None:
+                await attempt.dropped.wait()
+        return outcome
 
     async def _in_slots(
         self, attempt: BundleAttempt, inputs: tuple[object, ...], grant: Grant

@@ -1,46 +1,65 @@
 """One rank of a function that many run together; ``mpiexec`` starts this file.
 
 Orders and results pass through files that only the task's own process and its ranks have; see
-`exadask.mpi_task`. All that is imported here is paid for by each rank of each call: it is as little
-as can be, and nothing of exadask's.
+`exadask.mpi_task`. On several nodes only rank 0 sees them, and what the others need or have passes
+through MPI. All that is imported here is paid for by each rank of each call: it is as little as can
+be, and nothing of exadask's.
 
-The orders are a pickled dict: ``n_ranks``; ``sys_path``; ``call``, the packed function and its
-arguments; ``results`` and ``problems``, for each rank the file where its result goes (empty: nobody
-wants it) or what went wrong. A problem is a pickled dict as well: ``summary``, ``traceback``,
-``error`` (packed; None if it cannot be), and whether the ranks do not see each other.
+The orders are a pickled dict: ``call``, the packed function and its arguments; ``results``, the
+files where the results of the first ranks go, of rank 0 at least; ``problems``, for each rank the
+file where it says what went wrong. On several nodes that is in a folder of each node, named by the
+environment variable ``EXADASK_PART``. A problem is a pickled dict as well: ``rank``; ``summary``,
+``traceback``, ``error`` (packed; None if it cannot be), and whether the ranks do not see each
+other.
 """
 
 import os
 import pickle
 import sys
+from typing import Any
 
 _FAILED = 1
 
 
 def main(path: str) -> None:
     """Run the function as one of its ranks."""
-    with open(path, "rb") as file:  # noqa: PTH123  # pathlib takes longer than all of this
-        orders = pickle.load(file)
-    sys.path[:] = orders["sys_path"]
+    sys.path[:] = os.environ.pop("EXADASK_SYS_PATH").split(os.pathsep)
+    part, n_ranks = os.environ.get("EXADASK_PART"), int(os.environ["EXADASK_RANKS"])
+    orders: dict[str, Any] = {} if part else _read(path)
     rank = 0
+
+    def tell(error: BaseException, *, is_wrong_world: bool = False) -> None:
+        file = f"{part}/problem.{rank:09d}" if part else orders["problems"][rank]
+        _tell(file, rank, error, is_wrong_world=is_wrong_world)
+        _end_all()
+
     try:
         from mpi4py import MPI
 
         world = MPI.COMM_WORLD
-        rank = world.Get_rank()
-        n_ranks, n_seen = orders["n_ranks"], world.Get_size()
+        rank, n_seen = world.Get_rank(), world.Get_size()
         if n_seen != n_ranks:
-            _tell(orders["problems"][rank], _wrong_world(n_ranks, n_seen, MPI), is_wrong_world=True)
-            _end_all()
+            tell(_wrong_world(n_ranks, n_seen, MPI), is_wrong_world=True)
+        if part:
+            orders = world.bcast(_read(path) if rank == 0 else None)
         function, args, kwargs = pickle.loads(orders["call"])
         value = function(world, *args, **kwargs)
-        if orders["results"][rank]:
-            _write(orders["results"][rank], _packed(value))
+        results = orders["results"]
+        if part and len(results) > 1:
+            for one, packed in enumerate(world.gather(_packed(value)) or ()):
+                _write(results[one], packed)
+        elif rank < len(results):
+            _write(results[rank], _packed(value))
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException as error:  # whatever it raises ends all ranks
-        _tell(orders["problems"][rank], error)
-        _end_all()
+        tell(error)
+
+
+def _read(path: str) -> dict[str, Any]:
+    with open(path, "rb") as file:  # noqa: PTH123  # pathlib takes longer than all of this
+        orders: dict[str, Any] = pickle.load(file)
+    return orders
 
 
 def _wrong_world(n_ranks: int, n_seen: int, mpi: object) -> Exception:
@@ -62,7 +81,7 @@ def _packed(value: object) -> bytes:
         return packed
 
 
-def _tell(path: str, error: BaseException, *, is_wrong_world: bool = False) -> None:
+def _tell(path: str, rank: int, error: BaseException, *, is_wrong_world: bool = False) -> None:
     import traceback
 
     import cloudpickle
@@ -72,6 +91,7 @@ def _tell(path: str, error: BaseException, *, is_wrong_world: bool = False) -> N
     except Exception:  # the user's classes decide what pickling raises
         packed = None
     problem = {
+        "rank": rank,
         "summary": f"{type(error).__name__}: {error}",
         "traceback": "".join(traceback.format_exception(error)),
         "error": packed,

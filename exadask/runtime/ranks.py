@@ -1,8 +1,9 @@
-"""How the ranks of an MPI program are started on this node, inside the share of a task.
+"""How the ranks of an MPI program are started, inside what a task holds of one node or of several.
 
 The task's own process calls this. Whatever starts the ranks (`mpiexec` of MPICH, Intel MPI or Open
-MPI) is told to do so here and now: it shall neither look for the batch system's nodes, nor bind.
-Each rank binds itself to its part of the task's cores and GPUs before it becomes the program.
+MPI) is told where and how: it shall neither look for the batch system's nodes, nor bind. On other
+nodes it starts its helpers through `reach.sh`, which goes through the agents. Each rank binds
+itself to its part of the node's cores and GPUs before it becomes the program.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from exadask import inside
 from exadask.errors import InvalidRequest
-from exadask.resources import GPU_UNIT, Resources
+from exadask.resources import Resources
 from exadask.runtime import binding
 
-_START = Path(__file__).with_name("ranks.sh")
+_START, _REACH = (str(Path(__file__).with_name(name)) for name in ("ranks.sh", "reach.sh"))
 # What outer MPI programs say, and inner ones would believe.
 _OF_OTHERS = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL")
 # What batch systems say, and process managers would follow: they shall look no further than here.
@@ -32,7 +33,7 @@ _VERSION_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How many ranks there are, and what each asks for.
+    """How many ranks there are, where, and what each asks for.
 
     Parameters
     ----------
@@ -40,22 +41,27 @@ class Layout:
         How many [ranks], >= 1.
     each : Resources
         What one asks for.
+    nodes : int, optional
+        On how many nodes, equally many on each [nodes]. None: on as few as have room.
     """
 
     ranks: int
     each: Resources
+    nodes: int | None = None
 
     @property
     def request(self) -> Resources:
         """What all ask for together."""
-        each = self.each
-        memory = each.memory_bytes
-        return Resources(
-            cores=self.ranks * each.cores,
-            gpu_units=self.ranks * each.gpu_units,
-            memory_bytes=None if memory is None else self.ranks * memory,
-            time_s=each.time_s,
-        )
+        if self.nodes is None:
+            return replace(self.each, parts=self.ranks)
+        here = self.each.times(self.ranks // self.nodes)
+        return here if self.nodes == 1 else replace(here, parts=self.nodes, is_apart=True)
+
+    def on_each(self, gang: inside.Gang | None) -> list[int]:
+        """Say how many ranks are on each node of a task [ranks]."""
+        if gang is None:
+            return [self.ranks]
+        return [n_cores // self.each.cores for n_cores in gang.n_cores]
 
 
 def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, str]]:
@@ -72,33 +78,59 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
     Raises
     ------
     InvalidRequest
-        There is no such command.
+        There is no such command, or it cannot start ranks on several nodes.
     """
-    if launcher is None:
-        found = _mpiexec()
-        flags = ("--oversubscribe", "--bind-to", "none") if _is_open_mpi(found) else ()
-        words = [found, *flags, "-n", str(layout.ranks)]
-    else:
-        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-        text = launcher.format(ranks=layout.ranks, cores=layout.each.cores, node=node)
-        words = shlex.split(text)
-        if shutil.which(words[0]) is None:
-            raise InvalidRequest(
-                f"launcher={launcher!r}: there is no {words[0]!r} on this node.",
-                "Load the module that has it where the job begins, or leave launcher= out.",
-            )
+    here = inside.current()
+    gang = None if here is None else here.gang
+    words = _mpiexec_words(layout, gang) if launcher is None else _words_of(launcher, layout, gang)
     misleading = (*_OF_OTHERS, *_OF_JOBS) if launcher is None else _OF_OTHERS
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(misleading)
     }
-    environment |= _here_and_now() | _parts(layout, os.environ)
+    cores = here.cores if here is not None else ()
+    environment |= _how(gang) | _who(layout, gang, cores)
     if _is_open_mpi(words[0]):  # mpi4py of PyPI speaks to any MPI, and might choose another one
         environment.setdefault("MPI4PY_MPIABI", "openmpi")
-    return [*words, "/bin/sh", str(_START)], environment
+    return [*words, "/bin/sh", _START], environment
 
 
-def _here_and_now() -> dict[str, str]:
-    """Tell process managers of all kinds to start processes on this node, and to bind none."""
+def _mpiexec_words(layout: Layout, gang: inside.Gang | None) -> list[str]:
+    found = _mpiexec()
+    is_open_mpi = _is_open_mpi(found)
+    words = [found]
+    if gang is not None:
+        form = "exadask-{} slots={}\n" if is_open_mpi else "exadask-{}:{}\n"
+        hosts = Path(gang.folder) / "hosts"
+        numbered = enumerate(layout.on_each(gang))
+        hosts.write_text("".join(form.format(place, ranks) for place, ranks in numbered))
+        flag = "--hostfile" if is_open_mpi else "-f"
+        words += (
+            [flag, str(hosts)] if is_open_mpi else ["-localhost", gang.address, flag, str(hosts)]
+        )
+    if is_open_mpi:
+        words += ["--oversubscribe", "--bind-to", "none"]
+    return [*words, "-n", str(layout.ranks)]
+
+
+def _words_of(launcher: str, layout: Layout, gang: inside.Gang | None) -> list[str]:
+    if gang is not None:
+        raise InvalidRequest(
+            f"launcher={launcher!r} starts ranks on one node, and these are on "
+            f"{len(gang.n_cores)}.",
+            "Leave launcher= out, so that mpiexec starts them, or say nodes=1.",
+        )
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    words = shlex.split(launcher.format(ranks=layout.ranks, cores=layout.each.cores, node=node))
+    if shutil.which(words[0]) is None:
+        raise InvalidRequest(
+            f"launcher={launcher!r}: there is no {words[0]!r} on this node.",
+            "Load the module that has it where the job begins, or leave launcher= out.",
+        )
+    return words
+
+
+def _how(gang: inside.Gang | None) -> dict[str, str]:
+    """Tell process managers of all kinds where to start processes, and to bind none."""
     told = {
         "HYDRA_LAUNCHER": "fork",
         "HYDRA_RMK": "user",
@@ -112,36 +144,43 @@ def _here_and_now() -> dict[str, str]:
         "PRTE_MCA_hwloc_default_binding_policy": "none",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     }
+    if gang is not None:
+        told |= {
+            "HYDRA_LAUNCHER": "ssh",
+            "HYDRA_LAUNCHER_EXEC": _REACH,
+            "I_MPI_HYDRA_BOOTSTRAP": "ssh",
+            "I_MPI_HYDRA_BOOTSTRAP_EXEC": _REACH,
+            "OMPI_MCA_plm": "rsh",
+            "OMPI_MCA_plm_rsh_agent": _REACH,
+            "OMPI_MCA_plm_rsh_no_tree_spawn": "1",
+            "OMPI_MCA_orte_leave_session_attached": "1",
+            "PRTE_MCA_plm": "ssh",
+            "PRTE_MCA_plm_ssh_agent": _REACH,
+            "PRTE_MCA_plm_ssh_no_tree_spawn": "1",
+            "PRTE_MCA_prte_leave_session_attached": "1",
+        }
     if os.getuid() == 0:
         told |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         told |= {"PRTE_ALLOW_RUN_AS_ROOT": "1", "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     return told
 
 
-def _parts(layout: Layout, environ: Mapping[str, str]) -> dict[str, str]:
-    """Say which cores and GPUs of the task are those of which rank."""
-    ranks, each = layout.ranks, layout.each
-    told = binding.thread_environment(each.cores)
-    told |= {"EXADASK_RANK_CORES": "", "EXADASK_RANK_GPUS": ""}
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    if len(cores) == ranks * each.cores:  # otherwise the shape is declared, and binds nobody
-        told["EXADASK_RANK_CORES"] = ":".join(
-            ",".join(map(str, cores[rank * each.cores : (rank + 1) * each.cores]))
-            for rank in range(ranks)
-        )
-    variable = next((name for name in binding.GPU_VARIABLES.values() if environ.get(name)), None)
-    if each.gpu_units and variable is not None:
-        gpus = environ[variable].split(",")
-        told["EXADASK_RANK_GPU_VARIABLE"] = variable
-        told["EXADASK_RANK_GPUS"] = ":".join(
-            ",".join(_gpus_of(rank, each.gpu_units, gpus)) for rank in range(ranks)
-        )
+def _who(layout: Layout, gang: inside.Gang | None, cores: tuple[int, ...]) -> dict[str, str]:
+    """Say which cores and GPUs are those of which rank."""
+    each = layout.each
+    told = binding.thread_environment(each.cores) | {
+        "EXADASK_RANKS": str(layout.ranks),
+        "EXADASK_RANKS_PER_NODE": ",".join(map(str, layout.on_each(gang))),
+        "EXADASK_RANK_CORES": str(each.cores),
+        "EXADASK_RANK_GPU_UNITS": str(each.gpu_units),
+    }
+    if gang is not None:  # what is different from node to node stands in a file on each
+        return told | {"EXADASK_GANG": gang.folder, "EXADASK_HOSTFILE": f"{gang.folder}/hosts"}
+    variables = (name for name in binding.GPU_VARIABLES.values() if os.environ.get(name))
+    told["EXADASK_GPU_VARIABLE"] = next(variables, "")
+    # If the shape is declared, it binds nobody.
+    told["EXADASK_PART_CORES"] = ",".join(map(str, cores))
     return told
-
-
-def _gpus_of(rank: int, units: int, gpus: Sequence[str]) -> Sequence[str]:
-    first = rank * units // GPU_UNIT
-    return gpus[first : first + max(1, units // GPU_UNIT)]
 
 
 @functools.lru_cache(maxsize=8)

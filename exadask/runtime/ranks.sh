@@ -1,14 +1,26 @@
 #!/bin/sh
 # Start one rank of an MPI program with its own part of the task's cores and GPUs.
 #   ranks.sh PROGRAM ARGUMENTS...
-# EXADASK_RANK_CORES and EXADASK_RANK_GPUS have one part for each rank, with ':' between them.
+# EXADASK_PART_CORES has the cores of all ranks on this node, EXADASK_RANK_CORES says how many one
+# has, and EXADASK_RANK_GPU_UNITS how much of a GPU [1/1000]. On several nodes the folder
+# EXADASK_PART says what is different on each.
 rank=${MPI_LOCALRANKID:-${OMPI_COMM_WORLD_LOCAL_RANK:-${PMI_LOCAL_RANK:-${PALS_LOCAL_RANKID:-${SLURM_LOCALID:-${PMI_RANK:-${PMIX_RANK:-0}}}}}}}
-part() { echo "$1" | cut -d: -f$((rank + 1)); }
-if [ -n "$EXADASK_RANK_GPUS" ]; then
-  gpus=$(part "$EXADASK_RANK_GPUS")
-  export "$EXADASK_RANK_GPU_VARIABLE=$gpus"
+if [ -n "$EXADASK_PART" ]; then
+  . "$EXADASK_PART/environment"
 fi
-if [ -n "$EXADASK_RANK_CORES" ]; then
-  exec taskset -c "$(part "$EXADASK_RANK_CORES")" "$@"
+part() { echo "$1" | cut -d, -f"$(($2 + 1))-$(($2 + $3))"; }
+if [ -n "$EXADASK_GPU_VARIABLE" ] && [ "${EXADASK_RANK_GPU_UNITS:-0}" -gt 0 ]; then
+  eval "gpus=\$$EXADASK_GPU_VARIABLE"
+  if [ "$EXADASK_RANK_GPU_UNITS" -ge 1000 ]; then
+    n_gpus=$((EXADASK_RANK_GPU_UNITS / 1000))
+    gpus=$(part "$gpus" $((rank * n_gpus)) $n_gpus)
+  else
+    gpus=$(part "$gpus" $((rank / (1000 / EXADASK_RANK_GPU_UNITS))) 1)
+  fi
+  export "$EXADASK_GPU_VARIABLE=$gpus"
+fi
+if [ -n "$EXADASK_PART_CORES" ]; then
+  cores=$(part "$EXADASK_PART_CORES" $((rank * EXADASK_RANK_CORES)) "$EXADASK_RANK_CORES")
+  exec taskset -c "$cores" "$@"
 fi
 exec "$@"

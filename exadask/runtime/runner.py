@@ -58,6 +58,8 @@ class Runner:
                 order.left_s,
                 order.job.checkpoint,
                 has_notice=kind.notice_s is not None,
+                cores=order.cores,
+                gang=order.gang,
             )
             with inside.entered(here):
                 outcome = self.call(kind, arguments, keywords, inputs)

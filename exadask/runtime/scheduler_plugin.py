@@ -13,21 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from distributed import Scheduler, SchedulerPlugin
 from distributed.scheduler import TaskState
 
-from exadask.core.events import Demand, Offer
+from exadask.core.events import Demand
 from exadask.core.ledger import NodeId, Share, ShareId, TaskId
 from exadask.core.placement import Place, Placement, Resume, WaitingTask, Yield
-from exadask.errors import AllocationFailed, ExadaskError, ImpossibleRequest, NodeLost, NoNodeLeft
+from exadask.errors import ImpossibleRequest, NodeLost
 from exadask.runtime.backlog import Backlog
-from exadask.runtime.job import Failure, TaskFailed
-from exadask.runtime.parcel import Packer
+from exadask.runtime.gangs import Gangs
+from exadask.runtime.last_resort import LastResort
 from exadask.runtime.questions import Questions
 from exadask.runtime.refusals import checked_index, checked_left_s, checked_shape, guarded
 from exadask.runtime.relay import Relay
@@ -64,8 +63,9 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self._draining: set[int] = set()
         self.backlog = Backlog(self.placement)
         self.relay = Relay(self.placement, self, lambda: self._loop.time())
+        self.gangs = Gangs(self)
         self.roster = Roster()
-        self.failures: list[tuple[Offer, AllocationFailed]] = []  # what closed pools offered
+        self.last_resort = LastResort(self)
         self.on_waiting: Callable[[], None] = _do_nothing
         self.why_no_node: Callable[[Demand], str | None] = lambda demand: None
         self._held: set[str] = set()
@@ -85,6 +85,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             "exadask-report": self._on_report,
             "exadask-progress": self._on_progress,
             "exadask-nearing": self.relay.on_nearing,
+            "exadask-broken": self.gangs.on_broken,
             "exadask-drop": self._on_drop,
             "exadask-backlog": self._on_backlog,
             "exadask-ended": self._on_ended,
@@ -184,7 +185,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self._dissolve(key, record)
             return
         if len(record.lost_on) >= _MAX_NODES_LOST:
-            self._stop(key, NodeLost(record.name, tuple(record.lost_on)))
+            self.last_resort.stop(record, key, NodeLost(record.name, tuple(record.lost_on)))
             return
         task = WaitingTask(
             task=TaskId(key),
@@ -200,7 +201,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         try:
             self.placement.submit(task, self._loop.time())
         except ImpossibleRequest:
-            self._stop(key, self._impossible(record))
+            self.last_resort.stop(record, key, self.last_resort.why(record))
         else:
             self._dispatch_soon()
 
@@ -210,45 +211,6 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         self._tell(record, {"op": "exadask-dissolved", "key": key, "is_suspect": is_suspect})
         self._loop.call_soon(self._on_cancel, key, record.client)
 
-    def give_up_hopeless(self) -> None:
-        """Fail the waiting tasks that no node can ever run, connected or still to come."""
-        for task in self.placement.hopeless(self._loop.time()):
-            self.placement.withdraw(task)
-            self._stop(task, self._impossible(self._records[task]))
-
-    def _impossible(self, record: TaskRecord) -> ExadaskError:
-        """Say why no node will ever run a task: its pool is closed, or it asks for too much."""
-        for offer, failure in reversed(self.failures):
-            if offer.fits(record.request, record.pool):
-                return failure
-        task = WaitingTask(
-            task=TaskId(record.name), request=record.request, priority=(), pool=record.pool
-        )
-        try:
-            self.placement.require_possible(task, self._loop.time())
-        except ImpossibleRequest as error:
-            return error
-        why = self.why_no_node_for(record) or "no node is left"
-        return NoNodeLeft(record.name, why)
-
-    def _stop(self, key: str, error: ExadaskError) -> None:
-        """Fail a held task; Dask must first have finished the transition that led here."""
-        record = self._records[key]
-        what = type(error).__name__
-        failure = Failure(exception=Packer().pack(error), summary=f"{what}: {error}", error=what)
-        failed = pickle.dumps(TaskFailed(key, record.name, failure))
-        self._loop.call_soon(self._fail, key, failed)
-
-    def _fail(self, key: str, failed: bytes) -> None:
-        ts = self._scheduler.tasks.get(key)
-        if ts is None or ts.state != "no-worker":
-            return
-        stimulus = f"exadask-stop-{time.time()}"
-        recommendations = self._scheduler.transition(
-            key, "erred", stimulus_id=stimulus, cause=key, exception=failed
-        )
-        self._scheduler.transitions(recommendations, stimulus)
-
     # -- shares -----------------------------------------------------------------------------
 
     def _give_back(self, key: str, record: TaskRecord, finish: str) -> None:
@@ -257,6 +219,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         if record.charge is not None:
             self.placement.release(record.charge)
             record.charge = None
+        self.gangs.end(key, record)
         share, record.share = record.share, None
         if share is None:
             return
@@ -265,7 +228,10 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             if finish == "released":
                 record.lost_on.append(share.node)
             return
-        record.lost_on.clear()
+        if record.lost_mate is None:
+            record.lost_on.clear()
+        else:
+            record.lost_on.append(record.lost_mate)
         if record.has_ended or finish in ("memory", "erred", "waiting"):
             self.relay.release(share.share_id)
             if record.warm_key is not None:
@@ -273,6 +239,13 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         else:
             self._draining.add(share.share_id)
         self._dispatch_soon()
+
+    def drain(self, share: Share) -> None:
+        """Let a node end what a gang has there; its word gives the share back."""
+        address = self.roster.address_of(share.node)
+        if address in self._scheduler.workers:
+            self._draining.add(share.share_id)
+            self._tell_node(address, {"op": "exadask-part-end", "share": int(share.share_id)})
 
     def _charge(self, key: str, record: TaskRecord) -> None:
         """Book a task that Dask sent to a node by itself (for example a shuffle's)."""
@@ -373,7 +346,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         node, declared = NodeId(str(ws.name)), checked_shape(shape)
         self._scheduler.stream_comms[worker].interval = 0.0005
         ends_at = self._loop.time() + checked_left_s(left_s)
-        self.placement.add_node(node, declared, ends_at=ends_at, pool=pool)
+        self.placement.add_node(node, declared, ends_at=ends_at, pool=pool, allocation=allocation)
         self.roster.join(node, worker, pool, allocation, declared)
         self._follow_status(worker)
 
@@ -394,6 +367,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         node = self.roster.leave(worker)
         if node is not None:
             self.placement.remove_node(node)
+            self.gangs.lose(node)
             self._dispatch_soon()
 
     def log_event(self, topic: str, msg: Any) -> None:
@@ -418,6 +392,7 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self.placement.withdraw(TaskId(key))
             if record.share is not None:
                 self._draining.add(record.share.share_id)
+        self.gangs.clear()
         self._records.clear()
         self._held.clear()
         self.relay.clear()
@@ -443,7 +418,9 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
                 self._tell_node(self.roster.address_of(command.share.node), message)
             else:
                 places.append(command)
-        self._placing = {place.task for place in places if self._pin(place.task, place.share)}
+        self._placing = {
+            place.task for place in places if self._pin(place.task, place.share, place.mates)
+        }
         recommendations = dict.fromkeys(self._placing, "processing")
         self._scheduler.transitions(recommendations, f"exadask-place-{time.time()}")
         pinned, self._placing = self._placing, set()
@@ -453,7 +430,9 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
             self.on_waiting()
         self._set_timer()
 
-    def _pin(self, key: str, share: Share, *, after: str | None = None) -> bool:
+    def _pin(
+        self, key: str, share: Share, mates: Sequence[Share] = (), *, after: str | None = None
+    ) -> bool:
         """Let a task run with a share, or after the bundle that still has it."""
         record, ts = self._records.get(key), self._scheduler.tasks.get(key)
         address = self.roster.address_of(share.node)
@@ -462,7 +441,12 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         record.attempts += 1
         record.share = share if after is None else None
         record.node, record.has_ended = address, False
-        attempt = {"attempt": record.attempts, "kept": record.kept, "after": after}
+        attempt = {
+            "attempt": record.attempts,
+            "kept": record.kept,
+            "after": after,
+            "mates": self.gangs.begin(key, record, mates),
+        }
         ts.worker_restrictions = {address}
         ts.suspicious = 0  # Dask blames the innocent too; we keep our own count
         ts.annotations = {
@@ -479,10 +463,12 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         if was_pinned and record is not None and ts is not None and ts.state == "processing":
             self._tell_placed(place.task, record, place.share)
             return
-        self.placement.release(place.share.share_id)
+        for share in (place.share, *place.mates):
+            self.placement.release(share.share_id)
         self._follow_status(self.roster.address_of(place.share.node))
         if record is not None:
             record.share = None
+            self.gangs.forget(place.task, record)
             self._wait_again(place.task)
 
     def _wait_again(self, key: str) -> None:
@@ -516,6 +502,8 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
     def _tell_placed(self, key: str, record: TaskRecord, share: Share) -> None:
         gpus = [gpu for gpu, _ in share.gpus]
         seat = {"node": str(share.node), "cores": list(share.cores), "gpus": gpus}
+        if record.mates:
+            seat["mates"] = [str(one.node) for one in record.mates]
         self._tell(record, {"op": "exadask-placed", "key": key, **seat})
         if record.dropped:
             self._send_drops(record, key, record.dropped)
@@ -546,6 +534,11 @@ class HoldThenPlace(SchedulerPlugin):  # type: ignore[misc]  # distributed is un
         for record in self._records.values():
             if record.client == giver:
                 record.client = taker
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Dask's scheduler."""
+        return self._scheduler
 
     def record_of(self, key: str) -> TaskRecord | None:
         """Give what is known of a task."""

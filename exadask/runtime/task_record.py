@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from types import NoneType
 from typing import Any
@@ -22,7 +22,14 @@ logger = logging.getLogger(__name__)
 REQUEST, SHARE = "exadask", "exadask_share"
 """Annotations: what a task asks for, written by the client; what it got, written by the plugin."""
 
-_UNTAGGED: dict[str, Any] = {"cores": 1, "gpu_units": 0, "memory_bytes": None, "time_s": None}
+_UNTAGGED: dict[str, Any] = {
+    "cores": 1,
+    "gpu_units": 0,
+    "memory_bytes": None,
+    "time_s": None,
+    "parts": 1,
+    "is_apart": False,
+}
 
 
 @dataclass(slots=True)
@@ -45,6 +52,10 @@ class TaskRecord:
         The only nodes where it may run.
     share : Share or None
         What it holds while it is placed.
+    mates : tuple of Share
+        What a gang holds on its other nodes.
+    lost_mate : NodeId or None
+        Which of these it has just lost.
     has_ended : bool
         Whether the node has said that the attempt is over.
     charge : ShareId or None
@@ -73,6 +84,8 @@ class TaskRecord:
     pool: str | None
     allowed: frozenset[NodeId] | None
     share: Share | None = None
+    mates: tuple[Share, ...] = ()
+    lost_mate: NodeId | None = None
     has_ended: bool = False
     charge: ShareId | None = None
     node: str | None = None
@@ -128,10 +141,18 @@ def request_of(wish: Mapping[str, Any]) -> Resources:
 
 @lru_cache(maxsize=4096)
 def _request(
-    cores: int, gpu_units: int, memory_bytes: int | None, time_s: float | None
+    cores: int,
+    gpu_units: int,
+    memory_bytes: int | None,
+    time_s: float | None,
+    parts: int,
+    is_apart: bool,
 ) -> Resources:
     gpus = gpu_units / GPU_UNIT
-    return Resources.parse(cores=cores, gpus=gpus, memory=memory_bytes, time=time_s)
+    part = Resources.parse(cores=cores, gpus=gpus, memory=memory_bytes, time=time_s)
+    if type(parts) is not int or not 1 <= parts < 2**31 or type(is_apart) is not bool:
+        raise TypeError(f"{parts!r} parts, apart: {is_apart!r}, is no request")
+    return replace(part, parts=parts, is_apart=is_apart)
 
 
 def _checked(wish: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -183,4 +204,5 @@ def share_on_wire(share: Share) -> dict[str, Any]:
         "share": int(share.share_id),
         "cores": list(share.cores),
         "gpus": [list(pair) for pair in share.gpus],
+        "memory": share.memory_bytes,
     }

@@ -1,0 +1,427 @@
+"""Gangs on the nodes: how processes of one task are started on several of them.
+
+The agent of a gang's first node is its *leader*. `mpiexec` starts there, and takes `reach.sh` for
+its remote shell; that asks the leader, which passes it on to the agent of the other node, over the
+connections that Dask has anyway. So no ``ssh`` and no batch system is involved, whatever starts on
+a node is within what the gang holds there, and its end is certain: an agent ends all of it as soon
+as the scheduler says that the gang is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import shlex
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distributed import Worker
+from distributed.comm import get_address_host
+
+from exadask.errors import ExadaskError, MemoryExceeded
+from exadask.inside import Gang
+from exadask.resources import NodeShape
+from exadask.runtime import binding
+from exadask.runtime.admission import Admission, Grant
+from exadask.runtime.background import Background
+from exadask.runtime.limits import MARK, end_family
+from exadask.runtime.memory_watch import MemoryWatch
+
+logger = logging.getLogger(__name__)
+
+PROBLEM = "problem."
+"""Begins the names of the files where ranks write what went wrong."""
+
+_ASKED, _ENVIRONMENT, _OUTPUT = "asked", "environment", "output"
+_OF_THE_NODE = ("TMPDIR", "HOSTNAME", "SLURMD_NODENAME", "SLURM_NODEID")
+_LOOPBACK = "127.0.0.1"
+_TAIL_BYTES = 4000
+_RETRY_S = 0.01
+_N_REMEMBERED = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A process to be started on another node."""
+
+    name: str
+    command: str
+    environment: Mapping[str, str]
+    directory: str
+    limit_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How it ended there.
+
+    Parameters
+    ----------
+    code : int
+        Its exit code.
+    text : bytes
+        The end of what it has written.
+    problems : dict of str to bytes
+        What ranks say went wrong, by the names of their files.
+    verdict : ExadaskError, optional
+        Why the agent ended it.
+    """
+
+    code: int
+    text: bytes = b""
+    problems: Mapping[str, bytes] = field(default_factory=dict)
+    verdict: ExadaskError | None = None
+
+
+def environment_of(
+    grant: Grant, shape: NodeShape, visible: Mapping[str, str], mark: str
+) -> dict[str, str]:
+    """Say what is different in the environment of a gang from node to node.
+
+    Parameters
+    ----------
+    grant : Grant
+        What it holds on this node.
+    shape : NodeShape
+        What the node has.
+    visible : mapping
+        What makes its GPUs visible.
+    mark : str
+        What its processes are known by.
+    """
+    cores = near_gpus(grant, shape) if shape.is_real else ()
+    return {
+        MARK: mark,
+        "EXADASK_PART_CORES": ",".join(map(str, cores)),
+        "EXADASK_GPU_VARIABLE": next(iter(set(visible) & {*binding.GPU_VARIABLES.values()}), ""),
+        **visible,
+    }
+
+
+def near_gpus(grant: Grant, shape: NodeShape) -> tuple[int, ...]:
+    """Return the cores of a share in the order of the GPUs that they are near."""
+    near = dict(zip(shape.gpu_ids, shape.gpu_cores, strict=False))
+    ordered = [core for gpu in grant.gpus for core in near.get(gpu, ()) if core in grant.cores]
+    return tuple(dict.fromkeys((*ordered, *sorted(grant.cores))))
+
+
+def write_environment(folder: Path, environment: Mapping[str, str]) -> None:
+    """Write environment variables so that a shell can read them."""
+    lines = (f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
+    (folder / _ENVIRONMENT).write_text("".join(lines))
+
+
+# -- on the first node ------------------------------------------------------------------------
+
+
+class Leader:
+    """Passes on what `mpiexec` wants to start on the other nodes of one gang.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+        The way to the other nodes.
+    name : str
+        The task.
+    mates : sequence of dict
+        The shares on the other nodes, and their addresses.
+    limit_of : callable
+        Says how much memory it may use with a share [bytes].
+    condemn : callable
+        Ends the task, because it has gone beyond its limits on another node.
+    tell_lost : callable
+        Tells the scheduler that the node with this address is lost.
+
+    Attributes
+    ----------
+    lost : str or None
+        The address of a node that is lost.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        name: str,
+        mates: Sequence[Mapping[str, Any]],
+        *,
+        limit_of: Callable[[Mapping[str, Any]], int | None],
+        condemn: Callable[[ExadaskError], None],
+        tell_lost: Callable[[str], None],
+    ) -> None:
+        self.lost: str | None = None
+        self._worker, self._name, self._mates = worker, name, mates
+        self._limit_of, self._condemn, self._tell_lost = limit_of, condemn, tell_lost
+        self._launches = Background()
+        self._loop = asyncio.get_running_loop()
+
+    @contextlib.contextmanager
+    def leading(self, folder: Path, environment: Mapping[str, str], n_cores: int) -> Iterator[Gang]:
+        """Take orders from processes of this node.
+
+        Parameters
+        ----------
+        folder : Path
+            A new folder, for this gang alone.
+        environment : mapping
+            What is different here from its other nodes.
+        n_cores : int
+            How many cores it has here [cores].
+        """
+        folder.mkdir(mode=0o700)
+        try:
+            write_environment(folder, environment)
+            os.mkfifo(folder / _ASKED)
+            self._folder, self._fd = folder, os.open(folder / _ASKED, os.O_RDWR | os.O_NONBLOCK)
+            self._loop.add_reader(self._fd, self._on_asked)
+            is_here = self._worker.address.startswith("inproc:")
+            address = _LOOPBACK if is_here else get_address_host(self._worker.address)
+            counts = (n_cores, *(len(mate["cores"]) for mate in self._mates))
+            yield Gang(str(folder), address, counts)
+        finally:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._launches.cancel()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def settle(self, at_most_s: float) -> None:
+        """Wait until all that was started elsewhere has ended, or so long [s]."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._launches.finish(), at_most_s)
+
+    def _on_asked(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for line in os.read(self._fd, 65536).decode().splitlines():
+                pid, _, place = line.partition(" ")
+                self._launches.start(self._launch(int(pid), int(place.removeprefix("exadask-"))))
+
+    async def _launch(self, pid: int, place: int) -> None:
+        """Start what a process wants to start elsewhere, and tell it how that ended."""
+        mate = self._mates[place - 1]
+        try:
+            order = self._order(pid, mate)
+        except (OSError, ValueError):  # it has been killed meanwhile
+            return
+        share = {name: mate[name] for name in ("share", "cores", "gpus")}
+        try:
+            answer = await self._worker.rpc(mate["address"]).exadask_part(
+                share=share, order=pickle.dumps(order)
+            )
+        except OSError as error:  # of which those of Dask's connections are
+            logger.info("the node at %s is lost to task %s: %s", mate["address"], self._name, error)
+            self.lost = str(mate["address"])
+            self._tell_lost(self.lost)
+            return
+        end: End = pickle.loads(answer)
+        if end.verdict is not None:
+            self._condemn(end.verdict)
+        for name, content in end.problems.items():
+            (self._folder / name).write_bytes(content)
+        await self._tell(pid, end)
+
+    def _order(self, pid: int, mate: Mapping[str, Any]) -> Order:
+        process = Path(f"/proc/{pid}")
+        words = (process / "cmdline").read_bytes().decode(errors="surrogateescape").split("\0")
+        place = next(index for index, word in enumerate(words) if word.startswith("exadask-"))
+        pairs = (process / "environ").read_bytes().decode(errors="surrogateescape").split("\0")
+        return Order(
+            name=self._name,
+            command=" ".join(words[place + 1 : -1]),
+            environment=dict(pair.partition("=")[::2] for pair in pairs if "=" in pair),
+            directory=str((process / "cwd").readlink()),
+            limit_bytes=self._limit_of(mate),
+        )
+
+    async def _tell(self, pid: int, end: End) -> None:
+        """Answer a process that waits; it may not yet have begun to, or be gone."""
+        while Path(f"/proc/{pid}").exists():
+            try:
+                fd = os.open(self._folder / f"end.{pid}", os.O_WRONLY | os.O_NONBLOCK)
+            except OSError:
+                await asyncio.sleep(_RETRY_S)
+                continue
+            with os.fdopen(fd, "wb") as pipe:
+                pipe.write(b"%d\n%b" % (end.code, end.text))
+            return
+
+
+# -- on the other nodes -----------------------------------------------------------------------
+
+
+class _Process:
+    """A process of a gang, as the watch over memory sees it."""
+
+    def __init__(self, pid: int, part: _Part, order: Order, node: str) -> None:
+        self.pid, self.limit_bytes = pid, order.limit_bytes
+        self.verdict: ExadaskError | None = None
+        self._part, self._name, self._node = part, order.name, node
+
+    def exceeded(self, peak_bytes: int, limit_bytes: int) -> None:
+        """End it: it used more than it may."""
+        if self.verdict is None:
+            self.verdict = MemoryExceeded(self._name, limit_bytes, peak_bytes, self._node)
+            self._part.kill(self.pid)
+
+
+class _Part:
+    """What a gang has on this node."""
+
+    def __init__(self, grant: Grant, folder: Path, mark: str) -> None:
+        self.grant, self.folder, self.mark = grant, folder, mark
+        self.pids: set[int] = set()
+        self.has_entered: asyncio.Future[None] | None = None
+        self._ending = Background()
+
+    def kill(self, pid: int | None) -> None:
+        """End a process, and all that was started here."""
+        self._ending.start(asyncio.to_thread(end_family, pid, self.mark, grace_s=0))
+
+    async def end(self) -> None:
+        """End all of it; returns when nothing is left."""
+        self.kill(None)
+        for pid in self.pids:
+            self.kill(pid)
+        await self._ending.finish()
+        await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+
+class Parts:
+    """The parts of gangs that lie on this node, and are led from others.
+
+    Parameters
+    ----------
+    worker : distributed.Worker
+        The worker of this node.
+    shape : NodeShape
+        What the node has.
+    admission : Admission
+        Who else is here.
+    watch : MemoryWatch
+        Watches their memory.
+    mark : str
+        Begins what their processes are known by.
+    scratch : str
+        A folder of this node.
+    tell_ended : callable
+        Tells the scheduler that nothing is left of a share.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        shape: NodeShape,
+        admission: Admission,
+        watch: MemoryWatch,
+        *,
+        mark: str,
+        scratch: str,
+        tell_ended: Callable[[int], None],
+    ) -> None:
+        self._worker, self._shape, self._admission, self._watch = worker, shape, admission, watch
+        self._mark, self._scratch, self._tell_ended = mark, scratch, tell_ended
+        self._parts: dict[int, _Part] = {}
+        self._over: deque[int] = deque(maxlen=_N_REMEMBERED)
+        self._ending = Background()
+
+    async def launch(self, share: dict[str, Any], order: bytes) -> bytes:
+        """Start a process in a share of this node; returns how it ended."""
+        return pickle.dumps(await self._launch(share, pickle.loads(order)))
+
+    def on_end(self, share: int) -> None:
+        """End what is left of a gang here, and say when that is done."""
+        self._over.append(share)
+        part = self._parts.pop(share, None)
+        if part is None:
+            self._tell_ended(share)
+        else:
+            self._ending.start(self._end(share, part))
+
+    async def close(self) -> None:
+        """End all parts."""
+        for share, part in list(self._parts.items()):
+            del self._parts[share]
+            self._over.append(share)
+            self._ending.start(self._end(share, part))
+        await self._ending.finish()
+
+    async def _end(self, share: int, part: _Part) -> None:
+        if part.has_entered is not None:
+            part.has_entered.cancel()
+        await part.end()
+        self._admission.leave(share)
+        self._tell_ended(share)
+
+    async def _launch(self, share: Mapping[str, Any], order: Order) -> End:
+        number = int(share["share"])
+        if number in self._over:
+            return End(code=1, text=b"the task is over\n")
+        part = self._parts.get(number)
+        if part is None:
+            part = self._parts[number] = self._open(share)
+        assert part.has_entered is not None, "it was opened"
+        try:
+            await asyncio.shield(part.has_entered)
+        except asyncio.CancelledError:
+            return End(code=1, text=b"the task is over\n")
+        if self._parts.get(number) is not part:
+            return End(code=1, text=b"the task is over\n")
+        return await self._run(part, order)
+
+    def _open(self, share: Mapping[str, Any]) -> _Part:
+        number = int(share["share"])
+        grant = Grant(number, tuple(share["cores"]), dict(share["gpus"]))
+        folder = Path(self._scratch) / f"part-{self._worker.name}-{number}"
+        folder.mkdir(mode=0o700)
+        part = _Part(grant, folder, f"{self._mark}.part-{number}")
+        visible = binding.gpu_environment(
+            tuple(grant.gpus), self._shape.gpu_vendor, bool(self._shape.gpu_ids)
+        )
+        write_environment(folder, environment_of(grant, self._shape, visible, part.mark))
+        part.has_entered = asyncio.ensure_future(self._admission.enter(grant))
+        return part
+
+    async def _run(self, part: _Part, order: Order) -> End:
+        environment = {**order.environment, MARK: part.mark, "EXADASK_PART": str(part.folder)}
+        for name in _OF_THE_NODE:
+            environment.pop(name, None)
+            if name in os.environ:
+                environment[name] = os.environ[name]
+        words = ["/bin/sh", "-c", order.command]
+        if self._shape.is_real:
+            words = ["taskset", "-c", ",".join(map(str, part.grant.cores)), *words]
+        with (part.folder / _OUTPUT).open("ab+") as output:
+            try:
+                started = await asyncio.create_subprocess_exec(
+                    *words,
+                    env=environment,
+                    cwd=order.directory,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                text = f"node {self._worker.name} cannot start it in {order.directory}: {error}\n"
+                return End(code=1, text=text.encode())
+            if self._parts.get(part.grant.share) is not part:  # it was over while this began
+                part.kill(started.pid)
+            process = _Process(started.pid, part, order, str(self._worker.name))
+            part.pids.add(started.pid)
+            self._watch.add(process)
+            try:
+                code = await started.wait()
+            finally:
+                self._watch.discard(process)
+                part.pids.discard(started.pid)
+            if self._parts.get(part.grant.share) is not part:
+                return End(code=code or 1)
+            output.seek(max(0, output.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            tail: bytes = output.read() if code else b""
+        problems = {path.name: path.read_bytes() for path in part.folder.glob(f"{PROBLEM}*")}
+        return End(code=abs(code), text=tail, problems=problems, verdict=process.verdict)
