@@ -18,7 +18,7 @@ from exadask import inside
 from exadask.errors import InvalidRequest, RanksFailed, RemoteError, shown
 from exadask.ranks import check_launcher, parse_ranks
 from exadask.runtime import ranks
-from exadask.runtime.ranks import Layout, prefix
+from exadask.runtime.ranks import Layout, await_ends, prefix
 from exadask.runtime.tail import Tail
 from exadask.tasks import Task, TaskOptions, name_of, require_function
 
@@ -65,9 +65,10 @@ def mpi(
     gather : {"root", "all"}
         Whether the value of a call is rank 0's, or the list of all ranks'.
     launcher : str, optional
-        What starts the ranks on one node, for sites without an ``mpiexec``; ``{ranks}`` and
-        ``{cores}`` stand for numbers, ``{node}`` for the batch system's name of the node: "srun
-        --overlap --exact -w {node} -n {ranks} -c {cores}". None: the mpiexec that is found, of
+        What starts the ranks, at sites with several MPIs or none; ``{ranks}`` and ``{cores}`` are
+        numbers, ``{node}`` is the batch system's name of the node: "srun --overlap --exact -w
+        {node} -n {ranks} -c {cores}". For several nodes it must be an mpiexec, and ``{hostfile}``
+        says where: "mpiexec.mpich -f {hostfile} -n {ranks}". None: the mpiexec that is found, of
         MPICH, Intel MPI or Open MPI.
     **options
         As for `exadask.task`, but for ``cores``, ``gpus``, ``memory``, ``setup``, ``isolation`` and
@@ -175,6 +176,8 @@ class _Ranks:
             environment["EXADASK_SYS_PATH"] = os.pathsep.join(sys.path)
             program = [sys.executable, "-X", "faulthandler", _RANK, _path_of(order)]
             exit_code, tail = _run([*words, *program], environment)
+            if gang is not None and exit_code != 0:
+                await_ends(Path(gang.folder))
             told = _told_in(Path(gang.folder)) if gang else map(_content_of, problems)
             for rank, content in enumerate(told):
                 if content:

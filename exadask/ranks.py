@@ -93,7 +93,8 @@ def check_launcher(launcher: object) -> None:
     if launcher is None:
         return
     try:
-        if not isinstance(launcher, str) or not launcher.format(ranks=1, cores=1, node="x").split():
+        holes = {"ranks": 1, "cores": 1, "node": "x", "hostfile": "x"}
+        if not isinstance(launcher, str) or not launcher.format(**holes).split():
             raise ValueError("it is no command")
     except (ValueError, KeyError, IndexError, AttributeError) as error:
         raise InvalidRequest(

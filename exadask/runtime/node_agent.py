@@ -40,7 +40,7 @@ from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.nested import NestedService
 from exadask.runtime.outcomes import failure_of
 from exadask.runtime.parcel import Packer, Parcel
-from exadask.runtime.parts import Leader, Parts, environment_of, near_gpus
+from exadask.runtime.parts import Leader, Parts, near_gpus
 from exadask.runtime.posting import Berth
 from exadask.runtime.refusals import checked_index, guarded
 from exadask.runtime.slot import Captured, Slot, SlotKind, SlotPool
@@ -356,8 +356,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         leader = attempt.leader
         assert leader is not None, "it is no gang"
         folder = Path(self._scratch) / f"gang-{self._worker.name}-{grant.share}"
-        different = environment_of(grant, self.shape, dict(slot.kind.gpu_env), slot.mark)
-        with leader.leading(folder, different, len(grant.cores)) as gang:
+        with leader.leading(folder, grant, self.shape, slot) as gang:
             outcome = await attempt.run_in(slot, replace(order, gang=gang))
             if isinstance(outcome, Failure):
                 await leader.settle(_LAST_WORD_S)  # another node may know better why

@@ -16,6 +16,7 @@ import os
 import pickle
 import shlex
 import shutil
+import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from exadask.runtime.admission import Admission, Grant
 from exadask.runtime.background import Background
 from exadask.runtime.limits import MARK, end_family
 from exadask.runtime.memory_watch import MemoryWatch
+from exadask.runtime.slot import Slot
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,12 @@ PROBLEM = "problem."
 """Begins the names of the files where ranks write what went wrong."""
 
 _ASKED, _ENVIRONMENT, _OUTPUT = "asked", "environment", "output"
+_OF_SEGMENTS = (
+    "OMPI_MCA_btl_vader_backing_directory",
+    "OMPI_MCA_btl_sm_backing_directory",
+)
 _OF_THE_NODE = ("TMPDIR", "HOSTNAME", "SLURMD_NODENAME", "SLURM_NODEID")
+_REACH = b"reach.sh"
 _LOOPBACK = "127.0.0.1"
 _TAIL_BYTES = 4000
 _RETRY_S = 0.01
@@ -49,13 +56,30 @@ _N_REMEMBERED = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A process to be started on another node."""
+    """A process to be started on another node.
+
+    Parameters
+    ----------
+    name : str
+        The task.
+    command : str
+        For the shell.
+    environment : mapping
+        What it had on the first node.
+    directory : str
+        Where it was there.
+    limit_bytes : int, optional
+        Memory that the task may use on the other node [bytes].
+    has_neighbours : bool
+        Whether nodes of the task are on the same machine, for a rehearsal.
+    """
 
     name: str
     command: str
     environment: Mapping[str, str]
     directory: str
     limit_bytes: int | None
+    has_neighbours: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +104,8 @@ class End:
     verdict: ExadaskError | None = None
 
 
-def environment_of(
-    grant: Grant, shape: NodeShape, visible: Mapping[str, str], mark: str
+def _environment_of(
+    grant: Grant, shape: NodeShape, visible: Mapping[str, str], mark: str, segments: Path | None
 ) -> dict[str, str]:
     """Say what is different in the environment of a gang from node to node.
 
@@ -95,9 +119,14 @@ def environment_of(
         What makes its GPUs visible.
     mark : str
         What its processes are known by.
+    segments : Path, optional
+        Where Open MPI shall keep its shared memory. Its names for that are the same on all nodes,
+        so that nodes on one machine need a folder each. None: where it is fastest.
     """
     cores = near_gpus(grant, shape) if shape.is_real else ()
+    kept = {} if segments is None else dict.fromkeys(_OF_SEGMENTS, str(segments))
     return {
+        **kept,
         MARK: mark,
         "EXADASK_PART_CORES": ",".join(map(str, cores)),
         "EXADASK_GPU_VARIABLE": next(iter(set(visible) & {*binding.GPU_VARIABLES.values()}), ""),
@@ -112,7 +141,7 @@ def near_gpus(grant: Grant, shape: NodeShape) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*ordered, *sorted(grant.cores))))
 
 
-def write_environment(folder: Path, environment: Mapping[str, str]) -> None:
+def _write_environment(folder: Path, environment: Mapping[str, str]) -> None:
     """Write environment variables so that a shell can read them."""
     lines = (f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
     (folder / _ENVIRONMENT).write_text("".join(lines))
@@ -159,35 +188,45 @@ class Leader:
         self._worker, self._name, self._mates = worker, name, mates
         self._limit_of, self._condemn, self._tell_lost = limit_of, condemn, tell_lost
         self._launches = Background()
+        self._asking: set[int] = set()
+        hosts = [_host_of(one) for one in (worker.address, *(mate["address"] for mate in mates))]
+        self._has_neighbours = len(set(hosts)) < len(hosts)
         self._loop = asyncio.get_running_loop()
 
     @contextlib.contextmanager
-    def leading(self, folder: Path, environment: Mapping[str, str], n_cores: int) -> Iterator[Gang]:
+    def leading(self, folder: Path, grant: Grant, shape: NodeShape, slot: Slot) -> Iterator[Gang]:
         """Take orders from processes of this node.
 
         Parameters
         ----------
         folder : Path
             A new folder, for this gang alone.
-        environment : mapping
-            What is different here from its other nodes.
-        n_cores : int
-            How many cores it has here [cores].
+        grant : Grant
+            What it holds here.
+        shape : NodeShape
+            What this node has.
+        slot : Slot
+            Where it runs.
         """
         folder.mkdir(mode=0o700)
         try:
-            write_environment(folder, environment)
+            segments = folder if self._has_neighbours else None
+            visible = dict(slot.kind.gpu_env)
+            different = _environment_of(grant, shape, visible, slot.mark, segments)
+            _write_environment(folder, different)
             os.mkfifo(folder / _ASKED)
             self._folder, self._fd = folder, os.open(folder / _ASKED, os.O_RDWR | os.O_NONBLOCK)
             self._loop.add_reader(self._fd, self._on_asked)
-            is_here = self._worker.address.startswith("inproc:")
-            address = _LOOPBACK if is_here else get_address_host(self._worker.address)
-            counts = (n_cores, *(len(mate["cores"]) for mate in self._mates))
-            yield Gang(str(folder), address, counts)
+            counts = (len(grant.cores), *(len(mate["cores"]) for mate in self._mates))
+            yield Gang(str(folder), _host_of(self._worker.address), counts)
         finally:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
             self._launches.cancel()
+            for pid in self._asking:  # whoever they asked for may have left them alone
+                with contextlib.suppress(OSError):
+                    if _REACH in Path(f"/proc/{pid}/cmdline").read_bytes():
+                        os.kill(pid, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
 
     async def settle(self, at_most_s: float) -> None:
@@ -199,6 +238,7 @@ class Leader:
         with contextlib.suppress(BlockingIOError):
             for line in os.read(self._fd, 65536).decode().splitlines():
                 pid, _, place = line.partition(" ")
+                self._asking.add(int(pid))
                 self._launches.start(self._launch(int(pid), int(place.removeprefix("exadask-"))))
 
     async def _launch(self, pid: int, place: int) -> None:
@@ -223,6 +263,7 @@ class Leader:
             self._condemn(end.verdict)
         for name, content in end.problems.items():
             (self._folder / name).write_bytes(content)
+        (self._folder / f"over.{pid}").touch()
         await self._tell(pid, end)
 
     def _order(self, pid: int, mate: Mapping[str, Any]) -> Order:
@@ -236,6 +277,7 @@ class Leader:
             environment=dict(pair.partition("=")[::2] for pair in pairs if "=" in pair),
             directory=str((process / "cwd").readlink()),
             limit_bytes=self._limit_of(mate),
+            has_neighbours=self._has_neighbours,
         )
 
     async def _tell(self, pid: int, end: End) -> None:
@@ -248,7 +290,12 @@ class Leader:
                 continue
             with os.fdopen(fd, "wb") as pipe:
                 pipe.write(b"%d\n%b" % (end.code, end.text))
+            self._asking.discard(pid)
             return
+
+
+def _host_of(address: str) -> str:
+    return _LOOPBACK if address.startswith("inproc:") else str(get_address_host(address))
 
 
 # -- on the other nodes -----------------------------------------------------------------------
@@ -363,7 +410,7 @@ class Parts:
             return End(code=1, text=b"the task is over\n")
         part = self._parts.get(number)
         if part is None:
-            part = self._parts[number] = self._open(share)
+            part = self._parts[number] = self._open(share, order)
         assert part.has_entered is not None, "it was opened"
         try:
             await asyncio.shield(part.has_entered)
@@ -373,7 +420,7 @@ class Parts:
             return End(code=1, text=b"the task is over\n")
         return await self._run(part, order)
 
-    def _open(self, share: Mapping[str, Any]) -> _Part:
+    def _open(self, share: Mapping[str, Any], order: Order) -> _Part:
         number = int(share["share"])
         grant = Grant(number, tuple(share["cores"]), dict(share["gpus"]))
         folder = Path(self._scratch) / f"part-{self._worker.name}-{number}"
@@ -382,7 +429,9 @@ class Parts:
         visible = binding.gpu_environment(
             tuple(grant.gpus), self._shape.gpu_vendor, bool(self._shape.gpu_ids)
         )
-        write_environment(folder, environment_of(grant, self._shape, visible, part.mark))
+        segments = folder if order.has_neighbours else None
+        different = _environment_of(grant, self._shape, visible, part.mark, segments)
+        _write_environment(folder, different)
         part.has_entered = asyncio.ensure_future(self._admission.enter(grant))
         return part
 

@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,8 @@ _OF_OTHERS = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL")
 # What batch systems say, and process managers would follow: they shall look no further than here.
 _OF_JOBS = ("SLURM_", "PBS_", "LSB_", "PALS_", "HYDRA_")
 _VERSION_TIMEOUT_S = 30.0
+_LAST_WORD_S = 5.0
+_POLL_S = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +76,8 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
         The ranks.
     launcher : str, optional
         The command to start them with; ``{ranks}`` and ``{cores}`` (of a rank) stand for numbers,
-        ``{node}`` for the batch system's name of this node. None: the ``mpiexec`` that is found.
+        ``{node}`` for the batch system's name of this node, ``{hostfile}`` for a file that says how
+        many ranks go to each of several nodes. None: the ``mpiexec`` that is found.
 
     Raises
     ------
@@ -94,39 +98,58 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
     return [*words, "/bin/sh", _START], environment
 
 
+def await_ends(folder: Path) -> None:
+    """Wait until the agents of the other nodes have said how all ended there.
+
+    What starts the ranks need not wait for that if it ends them itself.
+    """
+    deadline_s = time.monotonic() + _LAST_WORD_S
+    while time.monotonic() < deadline_s:
+        asked = {path.suffix for path in folder.glob("end.*")}
+        if asked <= {path.suffix for path in folder.glob("over.*")}:
+            return
+        time.sleep(_POLL_S)
+
+
 def _mpiexec_words(layout: Layout, gang: inside.Gang | None) -> list[str]:
     found = _mpiexec()
-    is_open_mpi = _is_open_mpi(found)
     words = [found]
     if gang is not None:
-        form = "exadask-{} slots={}\n" if is_open_mpi else "exadask-{}:{}\n"
-        hosts = Path(gang.folder) / "hosts"
-        numbered = enumerate(layout.on_each(gang))
-        hosts.write_text("".join(form.format(place, ranks) for place, ranks in numbered))
-        flag = "--hostfile" if is_open_mpi else "-f"
-        words += (
-            [flag, str(hosts)] if is_open_mpi else ["-localhost", gang.address, flag, str(hosts)]
-        )
-    if is_open_mpi:
+        words += ["--hostfile"] if _is_open_mpi(found) else ["-localhost", gang.address, "-f"]
+        words.append(_hostfile(found, layout, gang))
+    if _is_open_mpi(found):
         words += ["--oversubscribe", "--bind-to", "none"]
     return [*words, "-n", str(layout.ranks)]
 
 
 def _words_of(launcher: str, layout: Layout, gang: inside.Gang | None) -> list[str]:
-    if gang is not None:
+    if gang is not None and "{hostfile}" not in launcher:
         raise InvalidRequest(
             f"launcher={launcher!r} starts ranks on one node, and these are on "
             f"{len(gang.n_cores)}.",
-            "Leave launcher= out, so that mpiexec starts them, or say nodes=1.",
+            "Say where it takes the nodes: 'mpiexec -f {hostfile} -n {ranks}'. Or leave launcher= "
+            "out, or say nodes=1.",
         )
-    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
-    words = shlex.split(launcher.format(ranks=layout.ranks, cores=layout.each.cores, node=node))
-    if shutil.which(words[0]) is None:
+    program = (shlex.split(launcher) or [""])[0]
+    if shutil.which(program) is None:
         raise InvalidRequest(
-            f"launcher={launcher!r}: there is no {words[0]!r} on this node.",
+            f"launcher={launcher!r}: there is no {program!r} on this node.",
             "Load the module that has it where the job begins, or leave launcher= out.",
         )
-    return words
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    hostfile = "" if gang is None else shlex.quote(_hostfile(program, layout, gang))
+    return shlex.split(
+        launcher.format(ranks=layout.ranks, cores=layout.each.cores, node=node, hostfile=hostfile)
+    )
+
+
+def _hostfile(program: str, layout: Layout, gang: inside.Gang) -> str:
+    """Write which places there are, and how many ranks go to each."""
+    form = "exadask-{} slots={}\n" if _is_open_mpi(program) else "exadask-{}:{}\n"
+    path = Path(gang.folder) / "hosts"
+    lines = (form.format(place, ranks) for place, ranks in enumerate(layout.on_each(gang)))
+    path.write_text("".join(lines))
+    return str(path)
 
 
 def _how(gang: inside.Gang | None) -> dict[str, str]:

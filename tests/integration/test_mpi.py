@@ -136,9 +136,8 @@ def test_what_ranks_write_is_the_tasks_output(four: xd.Executor) -> None:
 def test_a_task_on_ranks_is_a_plain_function_here() -> None:
     task = on_ranks(lambda comm, number: (comm, number), ranks=2)
     assert task("a communicator", 7) == ("a communicator", 7)
-    assert task.with_options(ranks=3, memory_per_rank="1GiB").options.request == xd.Resources.parse(
-        cores=3, memory="3GiB"
-    )
+    request = task.with_options(ranks=3, memory_per_rank="1GiB").options.request
+    assert request.times(request.parts) == xd.Resources.parse(cores=3, memory="3GiB")
 
 
 # -- what each rank has -------------------------------------------------------------------------
@@ -159,12 +158,18 @@ def test_each_rank_has_its_own_cores_and_threads(ex: xd.Executor, launcher: str 
     assert [threads for _, threads in parts] == ["1", "1"]
 
 
-@pytest.mark.parametrize(("each", "expected"), [(1, ["0", "1"]), (0.5, ["0", "0"])])
+@pytest.mark.parametrize(
+    ("each", "expected"), [(1, ["0", "1"]), (0.5, ["0", "0"]), (0.5, ["0", "0", "1"])]
+)
 def test_each_rank_sees_its_own_gpus(four: xd.Executor, each: float, expected: list[str]) -> None:
     def mine(comm: Any) -> str:
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
-    parts = on_ranks(mine, ranks=2, gpus_per_rank=each, gather="all").submit().result(LONG_S)
+    parts = (
+        on_ranks(mine, ranks=len(expected), gpus_per_rank=each, gather="all")
+        .submit()
+        .result(LONG_S)
+    )
     assert parts == expected
 
 
@@ -176,7 +181,7 @@ def test_the_books_count_all_ranks(four: xd.Executor, tmp_path: Path) -> None:
     assert four.submit(abs, -2).result(LONG_S) == 2
     held.cancel()
     assert waits.result(LONG_S) == 1
-    with pytest.raises(xd.errors.ImpossibleRequest, match="5 cores"):
+    with pytest.raises(xd.errors.ImpossibleRequest, match="5 ranks with 1 core each"):
         on_ranks(hang, ranks=5).submit(tmp_path)
 
 
@@ -294,7 +299,11 @@ def test_ranks_that_do_not_see_each_other_are_told_apart(four: xd.Executor) -> N
         ({"ranks": 2, "memory": "1GiB"}, InvalidRequest, "Say memory_per_rank="),
         ({"ranks": 2, "setup": dict}, InvalidRequest, "setup= is not for programs with ranks"),
         ({"ranks": 2, "memory_per_rank": "much"}, InvalidQuantity, "memory='much'"),
-        ({"ranks": 3, "gpus_per_rank": 0.5}, InvalidQuantity, "gpus=1.5"),
+        ({"ranks": 3, "gpus_per_rank": 1.5}, InvalidQuantity, "gpus=1.5"),
+        ({"ranks": 3, "nodes": 2}, InvalidRequest, "ranks=3, nodes=2 do not go together"),
+        ({"nodes": 0}, InvalidRequest, "nodes=0"),
+        ({"nodes": 2, "ranks_per_node": True}, InvalidRequest, "ranks_per_node=True"),
+        ({"ranks": 8, "nodes": 2, "ranks_per_node": 3}, InvalidRequest, "do not go together"),
         ({"ranks": 2, "gather": "some"}, InvalidRequest, "gather='some'"),
         ({"ranks": 2, "launcher": "srun {nodes}"}, InvalidRequest, "launcher='srun {nodes}'"),
         ({"ranks": 2, "launcher": ""}, InvalidRequest, "it is no command"),
@@ -349,7 +358,7 @@ def test_a_command_may_start_its_ranks_itself(four: xd.Executor) -> None:
     result = script.submit().result(LONG_S)
     assert result.stdout == "first\n" + "rank\n" * 3
     failing = script.with_options(ranks=2, name="other")
-    assert failing.options.request.cores == 2
+    assert failing.options.request.parts == 2
     assert failing.submit().result(LONG_S).stdout.count("rank") == 2
     with pytest.raises(CommandFailed):
         xd.command("false", ranks=2).submit().result(LONG_S)

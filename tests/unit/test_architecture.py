@@ -39,7 +39,7 @@ _ALLOWED = {
     "files": {"errors", "texts"},
     "tasks": {"active", "future", "runtime"} | _BASE,
     "commands": {"active", "files", "future", "ranks", "runtime", "tasks"} | _BASE,
-    "mpi_task": {"ranks", "runtime", "tasks"} | _BASE,
+    "mpi_task": {"inside", "ranks", "runtime", "tasks"} | _BASE,
     "services": {"active", "commands", "executor", "future", "runtime", "tasks"} | _BASE,
     "ranks": {"runtime", "tasks"} | _BASE,
     "active": {"executor", "future", "lifetime", "runtime"} | _BASE,
