@@ -16,7 +16,8 @@ import cloudpickle
 
 from exadask import inside
 from exadask.errors import InvalidRequest, RanksFailed, RemoteError, shown
-from exadask.ranks import check_launcher, parse_ranks
+from exadask.rank_launcher import check_launcher
+from exadask.ranks import parse_ranks
 from exadask.runtime import ranks
 from exadask.runtime.ranks import Layout, prefix
 from exadask.runtime.tail import Tail

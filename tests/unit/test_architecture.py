@@ -19,6 +19,7 @@ _BASE = {
     "job_status",
     "pool",
     "pool_facts",
+    "rank_launcher",
     "texts",
     "toml_file",
 }
@@ -60,7 +61,8 @@ _ALLOWED = {
     "config": _BASE,
     "resources": _BASE,
     "pool": _BASE,
-    "pool_facts": {"cpulist", "errors", "texts", "units"},
+    "pool_facts": {"cpulist", "errors", "rank_launcher", "texts", "units"},
+    "rank_launcher": {"errors"},
     "job_status": set[str](),
     "cpulist": set[str](),
     "texts": set[str](),
