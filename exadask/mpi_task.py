@@ -68,8 +68,9 @@ def mpi(
     launcher : str, optional
         What starts the ranks on one node, for sites without an ``mpiexec``; ``{ranks}`` and
         ``{cores}`` stand for numbers, ``{node}`` for the batch system's name of the node: "srun
-        --overlap --exact -w {node} -n {ranks} -c {cores}". None: the mpiexec that is found, of
-        MPICH, Intel MPI or Open MPI.
+        --overlap --exact -w {node} -n {ranks} -c {cores}". None: what the pool of the node
+        says (``rank_launcher=``), or else the mpiexec that is found, of MPICH, Intel MPI or Open
+        MPI.
     **options
         As for `exadask.task`, but for ``cores``, ``gpus``, ``memory``, ``setup``, ``isolation`` and
         ``bundle``.

@@ -22,6 +22,7 @@ from pathlib import Path
 import dask
 
 from exadask.errors import ClusterUnreachable, ExadaskError
+from exadask.rank_launcher import VARIABLE as RANK_LAUNCHER
 from exadask.resources import NodeShape
 from exadask.runtime.certificates import load_certificates
 from exadask.runtime.dask_parts import (
@@ -104,7 +105,8 @@ def _tell(text: str) -> None:
 def _worker(
     run: RunFolder, posting: Posting, berth: Berth, rank: int, shape: NodeShape, scratch: str
 ) -> PortlessWorker:
-    agent = NodeAgent(shape, posting.config, scratch, berth)
+    told = {RANK_LAUNCHER: posting.hints.rank_launcher or ""}
+    agent = NodeAgent(shape, posting.config, scratch, berth, told=told)
     worker = PortlessWorker(
         posting.address,
         name=f"{posting.allocation}-{rank}",
