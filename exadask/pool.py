@@ -155,6 +155,7 @@ class Pool:
     scratch : str, optional
         Fast local folder on the nodes; shell variables in it are expanded there. A node where it
         cannot be made ends, so name only what is sure to be there, such as ``${TMPDIR:-/tmp}``.
+        Files with ``stage=True`` are copied there.
     hints : NodeHints
         What a node cannot find out about itself.
     limits : Limits

@@ -134,6 +134,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             mark=self.mark,
             scratch=self._scratch,
             tell_ended=lambda share: self._send("exadask-ended", share=share),
+            told=self._told,
         )
         self.nested = NestedService(worker, self._lend, self._reclaim)
         self._guardian = _start_guardian(self.mark, self._scratch)

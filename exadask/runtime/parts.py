@@ -310,6 +310,8 @@ class Parts:
         A folder of this node.
     tell_ended : callable
         Tells the scheduler that nothing is left of a share.
+    told : mapping of str to str, optional
+        Environment variables that tell tasks about this node.
     """
 
     def __init__(
@@ -322,9 +324,11 @@ class Parts:
         mark: str,
         scratch: str,
         tell_ended: Callable[[int], None],
+        told: Mapping[str, str] | None = None,
     ) -> None:
         self._worker, self._shape, self._admission, self._watch = worker, shape, admission, watch
         self._mark, self._scratch, self._tell_ended = mark, scratch, tell_ended
+        self._told = told or {}
         self._parts: dict[int, _Part] = {}
         self._over: deque[int] = deque(maxlen=_N_REMEMBERED)
         self._ending = Background()
@@ -382,7 +386,8 @@ class Parts:
         visible = binding.gpu_environment(
             tuple(grant.gpus), self._shape.gpu_vendor, bool(self._shape.gpu_ids)
         )
-        write_environment(folder, environment_of(grant, self._shape, visible, part.mark))
+        different = environment_of(grant, self._shape, {**self._told, **visible}, part.mark)
+        write_environment(folder, different)
         part.has_entered = asyncio.ensure_future(self._admission.enter(grant))
         return part
 

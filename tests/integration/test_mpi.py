@@ -328,6 +328,18 @@ def test_without_mpiexec_or_mpi4py_it_is_said_how_to_get_them(
         on_ranks(abs, ranks=2).submit()
 
 
+def test_ranks_share_the_copy_of_an_input_file(four: xd.Executor, tmp_path: Path) -> None:
+    def where(comm: Any, file: xd.File) -> tuple[str, str]:
+        return os.fspath(file), Path(file).read_text()
+
+    path = tmp_path / "in.txt"
+    path.write_text("3 atoms")
+    task = on_ranks(where, ranks=2, gather="all")
+    ((copy, text),) = set(task.submit(xd.File(path, stage=True)).result(LONG_S))
+    assert (Path(copy).name, text) == ("in.txt", "3 atoms")
+    assert copy != str(path)
+
+
 # -- what the pool says -------------------------------------------------------------------------
 
 STARTED = "sh -c 'echo $STARTED_BY' > out"

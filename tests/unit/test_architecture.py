@@ -27,7 +27,7 @@ _ALLOWED = {
     "core": {"core"} | _BASE,
     "batch": {"batch"} | _BASE,
     "sites": {"sites", "batch"} | _BASE,
-    "runtime": {"runtime", "batch", "core", "inside"} | _BASE,
+    "runtime": {"runtime", "batch", "core", "inside", "staging"} | _BASE,
     "inside": {"errors"},
     "journal": {"journal", "files", "future", "opening", "runtime", "core", "tasks"} | _BASE,
     "monitor": {"monitor", "runtime", "core"} | _BASE,
@@ -37,7 +37,8 @@ _ALLOWED = {
     | {"batch", "core"}
     | _BASE,
     "submitter": {"executor", "future", "packing", "tasks"} | _BASE,
-    "files": {"errors", "texts"},
+    "files": {"errors", "staging", "texts"},
+    "staging": {"errors"},
     "tasks": {"active", "future", "runtime"} | _BASE,
     "commands": {"active", "files", "future", "ranks", "runtime", "tasks"} | _BASE,
     "mpi_task": {"ranks", "runtime", "tasks"} | _BASE,
