@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from exadask.errors import CommandFailed, InvalidRequest, OutputMissing, shown
 from exadask.files import File
-from exadask.ranks import OF_RANKS, check_launcher, parse_ranks
+from exadask.rank_launcher import check_launcher
+from exadask.ranks import OF_RANKS, parse_ranks
 from exadask.runtime.ranks import Layout, prefix
 from exadask.tasks import Task, TaskOptions
 

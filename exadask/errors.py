@@ -17,6 +17,7 @@ __all__ = [
     "Detached",
     "ExadaskError",
     "ExecutorClosed",
+    "FileChanged",
     "ImpossibleRequest",
     "InvalidQuantity",
     "InvalidRequest",
@@ -299,6 +300,21 @@ class UnhashableValue(ExadaskError, TypeError):
             f"the result of task {self.task!r} cannot be remembered, because {self.where} cannot "
             f"be hashed: {self.reason}. Pass what is needed to make it (a path, a seed, a number) "
             "and make it inside the task, or leave memo=True out."
+        )
+
+
+class FileChanged(ExadaskError):
+    """An input file is not what it was when the task was submitted, or cannot be read there."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the file {self.path} is not what it was when the task was submitted: {self.reason}. "
+            "Submit the task again, and leave files alone, on a file system that all nodes see, "
+            "until the tasks that read them are done."
         )
 
 

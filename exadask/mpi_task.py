@@ -16,7 +16,8 @@ import cloudpickle
 
 from exadask import inside
 from exadask.errors import InvalidRequest, RanksFailed, RemoteError, shown
-from exadask.ranks import check_launcher, parse_ranks
+from exadask.rank_launcher import check_launcher
+from exadask.ranks import parse_ranks
 from exadask.runtime import ranks
 from exadask.runtime.ranks import Layout, await_ends, prefix
 from exadask.runtime.tail import Tail
@@ -68,8 +69,8 @@ def mpi(
         What starts the ranks, at sites with several MPIs or none; ``{ranks}`` and ``{cores}`` are
         numbers, ``{node}`` is the batch system's name of the node: "srun --overlap --exact -w
         {node} -n {ranks} -c {cores}". For several nodes it must be an mpiexec, and ``{hostfile}``
-        says where: "mpiexec.mpich -f {hostfile} -n {ranks}". None: the mpiexec that is found, of
-        MPICH, Intel MPI or Open MPI.
+        says where: "mpiexec.mpich -f {hostfile} -n {ranks}". None: what the pool of the node says
+        (``rank_launcher=``), or else the mpiexec that is found, of MPICH, Intel MPI or Open MPI.
     **options
         As for `exadask.task`, but for ``cores``, ``gpus``, ``memory``, ``setup``, ``isolation`` and
         ``bundle``.

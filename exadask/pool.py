@@ -80,6 +80,9 @@ class NodeHints:
         Whose they are. None: detected.
     gpu_cores : tuple of tuple of int
         For each GPU the core ids near it; empty: detected.
+    rank_launcher : str, optional
+        What starts the ranks of programs whose tasks do not say ``launcher=``; see
+        `exadask.mpi_task.mpi`. None: the ``mpiexec`` that the node finds.
     """
 
     blocked_cores: tuple[int, ...] = ()
@@ -87,6 +90,7 @@ class NodeHints:
     gpu_ids: tuple[str, ...] = ()
     gpu_vendor: GpuVendor | None = None
     gpu_cores: tuple[tuple[int, ...], ...] = ()
+    rank_launcher: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +155,7 @@ class Pool:
     scratch : str, optional
         Fast local folder on the nodes; shell variables in it are expanded there. A node where it
         cannot be made ends, so name only what is sure to be there, such as ``${TMPDIR:-/tmp}``.
+        Files with ``stage=True`` are copied there.
     hints : NodeHints
         What a node cannot find out about itself.
     limits : Limits
@@ -204,10 +209,10 @@ class Pool:
             The fields of `Pool`, and: ``nodes`` (a number, or [least, most]), ``walltime`` and
             ``idle`` ("2h"), ``cores``, ``gpus``, ``memory`` (of a node), ``blocked_cores``
             ("0,8,16"), ``threads_per_core``, ``gpu_ids``, ``gpu_vendor``, ``gpu_cores`` (a list of
-            core lists), ``max_queued``, ``max_running``, ``bins`` (a list of ``{nodes = [least,
-            most], walltime = "2h"}``), ``modules``, ``conda``, ``venv`` (become lines of ``setup``,
-            in this order, before its own). ``batch`` may be "psij:EXECUTOR". A text may be None:
-            what was said before is taken back.
+            core lists), ``rank_launcher``, ``max_queued``, ``max_running``, ``bins`` (a list of
+            ``{nodes = [least, most], walltime = "2h"}``), ``modules``, ``conda``, ``venv`` (become
+            lines of ``setup``, in this order, before its own). ``batch`` may be "psij:EXECUTOR". A
+            text may be None: what was said before is taken back.
 
         Returns
         -------
@@ -393,6 +398,7 @@ _READERS: dict[str, facts.Reader] = {
     "gpu_ids": facts.gpu_ids("hints.gpu_ids"),
     "gpu_vendor": facts.choice(get_args(GpuVendor), "hints.gpu_vendor"),
     "gpu_cores": facts.gpu_cores("hints.gpu_cores"),
+    "rank_launcher": facts.rank_launcher("hints.rank_launcher"),
     "max_queued": facts.count("limits.queued", least=1),
     "max_running": facts.count("limits.running", least=1),
     "bins": facts.bins("limits.bins"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from exadask.cpulist import END_OF_IDS, parse_cpulist
 from exadask.errors import InvalidQuantity, InvalidRequest, shown
+from exadask.rank_launcher import check_launcher
 from exadask.texts import is_writable
 from exadask.units import parse_bytes, parse_seconds
 
@@ -63,6 +64,17 @@ def word(key: str, value: object) -> Read:
     if value is not None and (not isinstance(value, str) or not _WORD.fullmatch(value)):
         raise InvalidQuantity(key, value, "one word of letters, digits, '-', '_' and '.'")
     return {key: value}
+
+
+def rank_launcher(place: str) -> Reader:
+    """Make a reader of a command that starts ranks; None takes back what was said."""
+
+    def read(key: str, value: object) -> Read:
+        found = text(key, value)[key]
+        check_launcher(found, key)
+        return {place: found}
+
+    return read
 
 
 def flag(key: str, value: object) -> Read:

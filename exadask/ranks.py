@@ -80,24 +80,3 @@ def _layout(options: Mapping[str, Any], known: Layout) -> tuple[int, int | None]
             "have room.",
         )
     return ranks, nodes
-
-
-def check_launcher(launcher: object) -> None:
-    """Check that a launcher is a command with no other holes than there are values for.
-
-    Raises
-    ------
-    InvalidRequest
-        It is not.
-    """
-    if launcher is None:
-        return
-    try:
-        holes = {"ranks": 1, "cores": 1, "node": "x", "hostfile": "x"}
-        if not isinstance(launcher, str) or not launcher.format(**holes).split():
-            raise ValueError("it is no command")
-    except (ValueError, KeyError, IndexError, AttributeError) as error:
-        raise InvalidRequest(
-            f"launcher={shown(launcher)} is not valid ({error}).",
-            'Give a command, such as "srun --overlap --exact -w {node} -n {ranks} -c {cores}".',
-        ) from error

@@ -22,6 +22,7 @@ from pathlib import Path
 import dask
 
 from exadask.errors import ClusterUnreachable, ExadaskError
+from exadask.rank_launcher import VARIABLE as RANK_LAUNCHER
 from exadask.resources import NodeShape
 from exadask.runtime.certificates import load_certificates
 from exadask.runtime.dask_parts import (
@@ -40,6 +41,7 @@ from exadask.runtime.node_facts import (
 )
 from exadask.runtime.posting import POSTING, Berth, Posting
 from exadask.runtime.run_folder import RunFolder
+from exadask.staging import VARIABLE as STAGE
 
 _STAGGER_S = 0.002
 _LONGEST_STAGGER_S = 20.0
@@ -104,7 +106,13 @@ def _tell(text: str) -> None:
 def _worker(
     run: RunFolder, posting: Posting, berth: Berth, rank: int, shape: NodeShape, scratch: str
 ) -> PortlessWorker:
-    agent = NodeAgent(shape, posting.config, scratch, berth)
+    # The system's own choice of a folder may be the node's memory, or all machines' disk.
+    is_local = scratch_parent(os.environ) is not None
+    told = {
+        STAGE: f"{scratch}/staged" if is_local else "",
+        RANK_LAUNCHER: posting.hints.rank_launcher or "",
+    }
+    agent = NodeAgent(shape, posting.config, scratch, berth, told=told)
     worker = PortlessWorker(
         posting.address,
         name=f"{posting.allocation}-{rank}",

@@ -29,6 +29,7 @@ from exadask.runtime.dask_parts import (
 from exadask.runtime.gateway import DaskGateway
 from exadask.runtime.node_agent import NodeAgent
 from exadask.runtime.scheduler_plugin import HoldThenPlace
+from exadask.staging import VARIABLE as STAGE
 
 _HERE = "this process"
 _SETTINGS = SETTINGS | {"distributed.scheduler.http.routes": []}
@@ -135,6 +136,7 @@ class EmbeddedCluster:
 
     async def _add_node(self, name: str, shape: NodeShape) -> None:
         self.shapes[name] = shape
+        told = {STAGE: f"{self._scratch}/staged"}
         self._workers[name] = worker = PortlessWorker(
             self.address,
             name=name,
@@ -142,7 +144,7 @@ class EmbeddedCluster:
             nthreads=threads_for(shape.cores),
             memory_limit=0,
             local_directory=self._scratch,
-            plugins=[NodeAgent(shape, self._config, self._scratch)],
+            plugins=[NodeAgent(shape, self._config, self._scratch, told=told)],
             dashboard=False,
         )
         worker.batched_stream.interval = 0.0005

@@ -9,7 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -93,14 +93,23 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         A directory that is removed if the agent is killed.
     berth : Berth, optional
         The allocation where it sits. None: nobody will end the node.
+    told : mapping of str to str, optional
+        Environment variables that tell the processes of tasks about the node.
     """
 
     name = AGENT
 
     def __init__(
-        self, shape: NodeShape, config: Config, scratch: str, berth: Berth | None = None
+        self,
+        shape: NodeShape,
+        config: Config,
+        scratch: str,
+        berth: Berth | None = None,
+        *,
+        told: Mapping[str, str] | None = None,
     ) -> None:
         self.shape, self._config, self._scratch, self._berth = shape, config, scratch, berth
+        self._told = told
         self._is_leaving = False
         self.mark = f"{os.getpid()}-{os.urandom(4).hex()}-{next(_serial)}"
         self._attempts: dict[str, Attempt | BundleAttempt] = {}
@@ -113,7 +122,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         """Take up work on a Dask worker."""
         self._worker = worker
         self._admission, self._turns = Admission(), Turns()
-        self._slots = SlotPool(self.mark, max_idle=self.shape.cores)
+        self._slots = SlotPool(self.mark, max_idle=self.shape.cores, told=self._told)
         self._threads = ThreadPoolExecutor(1024, thread_name_prefix="exadask-task")
         self._watch = MemoryWatch(self._config.poll_interval_s, self.shape.memory_bytes)
         self._watching = asyncio.ensure_future(self._watch.run())
@@ -125,6 +134,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             mark=self.mark,
             scratch=self._scratch,
             tell_ended=lambda share: self._send("exadask-ended", share=share),
+            told=self._told,
         )
         self.nested = NestedService(worker, self._lend, self._reclaim)
         self._guardian = _start_guardian(self.mark, self._scratch)

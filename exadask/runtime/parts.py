@@ -357,6 +357,8 @@ class Parts:
         A folder of this node.
     tell_ended : callable
         Tells the scheduler that nothing is left of a share.
+    told : mapping of str to str, optional
+        Environment variables that tell tasks about this node.
     """
 
     def __init__(
@@ -369,9 +371,11 @@ class Parts:
         mark: str,
         scratch: str,
         tell_ended: Callable[[int], None],
+        told: Mapping[str, str] | None = None,
     ) -> None:
         self._worker, self._shape, self._admission, self._watch = worker, shape, admission, watch
         self._mark, self._scratch, self._tell_ended = mark, scratch, tell_ended
+        self._told = told or {}
         self._parts: dict[int, _Part] = {}
         self._over: deque[int] = deque(maxlen=_N_REMEMBERED)
         self._ending = Background()
@@ -430,7 +434,8 @@ class Parts:
             tuple(grant.gpus), self._shape.gpu_vendor, bool(self._shape.gpu_ids)
         )
         segments = folder if order.has_neighbours else None
-        different = _environment_of(grant, self._shape, visible, part.mark, segments)
+        told = {**self._told, **visible}
+        different = _environment_of(grant, self._shape, told, part.mark, segments)
         _write_environment(folder, different)
         part.has_entered = asyncio.ensure_future(self._admission.enter(grant))
         return part

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from exadask import inside
 from exadask.errors import InvalidRequest
+from exadask.rank_launcher import launcher_here
 from exadask.resources import Resources
 from exadask.runtime import binding
 
@@ -86,6 +87,7 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
     """
     here = inside.current()
     gang = None if here is None else here.gang
+    launcher = launcher_here(launcher, os.environ, is_gang=gang is not None)
     words = _mpiexec_words(layout, gang) if launcher is None else _words_of(launcher, layout, gang)
     misleading = (*_OF_OTHERS, *_OF_JOBS) if launcher is None else _OF_OTHERS
     environment = {

@@ -120,10 +120,12 @@ class Slot:
         Its environment.
     mark : str
         Marks it and all its descendants.
+    told : mapping of str to str, optional
+        Environment variables by which its agent tells it of the node.
     """
 
-    def __init__(self, kind: SlotKind, mark: str) -> None:
-        self.kind, self.mark = kind, mark
+    def __init__(self, kind: SlotKind, mark: str, told: Mapping[str, str] | None = None) -> None:
+        self.kind, self.mark, self._told = kind, mark, told or {}
         self.warm: set[str] = set()
         self.is_busy = False
         self.on_ask: Callable[[Ask], None] | None = None
@@ -252,7 +254,8 @@ class Slot:
         return process, ours
 
     def _environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        return {**environ, **dict(self.kind.env), **dict(self.kind.gpu_env), MARK: self.mark}
+        kind, told = self.kind, self._told
+        return {**environ, **dict(kind.env), **dict(kind.gpu_env), **told, MARK: self.mark}
 
     def _watch_exit(self) -> None:
         """Learn of the exit from the kernel: forked grandchildren may keep the socket open."""
@@ -338,10 +341,12 @@ class SlotPool:
         Prefix of the marks of its slots.
     max_idle : int
         Idle processes that are kept.
+    told : mapping of str to str, optional
+        Environment variables by which the agent tells them of the node.
     """
 
-    def __init__(self, mark: str, max_idle: int) -> None:
-        self._mark, self._max_idle = mark, max_idle
+    def __init__(self, mark: str, max_idle: int, told: Mapping[str, str] | None = None) -> None:
+        self._mark, self._max_idle, self._told = mark, max_idle, told
         self._slots: list[Slot] = []
         self._serial = itertools.count()
         self._closing = Background()
@@ -360,7 +365,7 @@ class SlotPool:
         """Start a slot ahead of its first task."""
         for ended in [one for one in self._slots if not one.is_alive and not one.is_busy]:
             self._let_go(ended, kill=True)  # it died while nobody needed it
-        slot = Slot(kind, f"{self._mark}.{next(self._serial)}")
+        slot = Slot(kind, f"{self._mark}.{next(self._serial)}", self._told)
         self._slots.append(slot)
         return slot
 

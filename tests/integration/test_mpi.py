@@ -337,6 +337,55 @@ def test_without_mpiexec_or_mpi4py_it_is_said_how_to_get_them(
         on_ranks(abs, ranks=2).submit()
 
 
+def test_ranks_share_the_copy_of_an_input_file(four: xd.Executor, tmp_path: Path) -> None:
+    def where(comm: Any, file: xd.File) -> tuple[str, str]:
+        return os.fspath(file), Path(file).read_text()
+
+    path = tmp_path / "in.txt"
+    path.write_text("3 atoms")
+    task = on_ranks(where, ranks=2, gather="all")
+    ((copy, text),) = set(task.submit(xd.File(path, stage=True)).result(LONG_S))
+    assert (Path(copy).name, text) == ("in.txt", "3 atoms")
+    assert copy != str(path)
+
+
+# -- what the pool says -------------------------------------------------------------------------
+
+STARTED = "sh -c 'echo $STARTED_BY' > out"
+
+
+def started_by(executor: xd.Executor, **options: Any) -> list[str]:
+    result = executor.submit(xd.command(STARTED, ranks=2, **options)).result(LONG_S)
+    return Path(result.directory, "out").read_text().split()
+
+
+def test_a_pool_says_how_ranks_are_started_on_its_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # As in a task of another pool that opens an executor: what that one says counts here no more.
+    monkeypatch.setenv("EXADASK_RANK_LAUNCHER", "false")
+    mpiexec = ranks_module._mpiexec()
+    facts: dict[str, Any] = {"batch": "local", "interface": "lo", "exclusive": False, "cores": 2}
+    says = xd.Pool.declare(
+        "says", rank_launcher=f"env STARTED_BY=pool {mpiexec} -n {{ranks}}", **facts
+    )
+    silent = xd.Pool.declare("silent", env={"STARTED_BY": "nobody"}, **facts)
+    own = f"env STARTED_BY=task {mpiexec} -n {{ranks}}"
+    with xd.Executor(pools=[says, silent], run_folder=tmp_path / "runs") as executor:
+        assert started_by(executor, pool="says") == ["pool"] * 2
+        assert started_by(executor, pool="says", launcher=own) == ["task"] * 2
+        assert started_by(executor, pool="silent") == ["nobody"] * 2
+        where = xd.mpi(ranks=2, gather="all", pool="says")(lambda comm: os.environ["STARTED_BY"])
+        assert executor.submit(where).result(LONG_S) == ["pool"] * 2
+
+
+def test_a_launcher_of_a_pool_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXADASK_RANK_LAUNCHER", "no-such-launcher -n {ranks}")
+    with pytest.raises(InvalidRequest, match=r"^rank_launcher='no-such-.* no 'no-such-"):
+        prefix(Layout(ranks=2, each=xd.Resources()), None)
+
+
 # -- programs -----------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ _EXAMPLES: list[errors.ExadaskError] = [
     errors.DependencyFailed("report", ("energy", "relax"), "ValueError: no such molecule"),
     errors.Detached("relax", "/scratch/run", "mine"),
     errors.ExecutorClosed("submit a task"),
+    errors.FileChanged("/scratch/in.h5", "it had 5 bytes, and has 7"),
     errors.ImpossibleRequest("train", "9 GPUs", "4 cores, 1 GPU"),
     errors.ImpossibleRequest("train", "1 core, 3h", "2h", "time"),
     errors.ImpossibleRequest("train", "1 core in pool 'cqu'", "open are: cpu", "pool"),

@@ -63,6 +63,11 @@ GOOD: dict[str, tuple[Any, str, Any]] = {
     "gpu_ids": (["0.0", "0.1"], "hints.gpu_ids", ("0.0", "0.1")),
     "gpu_vendor": ("amd", "hints.gpu_vendor", "amd"),
     "gpu_cores": (["0-1", [4, 5]], "hints.gpu_cores", ((0, 1), (4, 5))),
+    "rank_launcher": (
+        "srun -w {node} -n {ranks} -c {cores}",
+        "hints.rank_launcher",
+        "srun -w {node} -n {ranks} -c {cores}",
+    ),
     "max_queued": (100, "limits.queued", 100),
     "max_running": (10, "limits.running", 10),
     "bins": (
@@ -130,6 +135,7 @@ BAD: dict[str, list[Any]] = {
     "gpu_ids": [3, None, [0], "0,1", ["0 1"], {}],
     "gpu_vendor": ["", "AMD", None, 3, []],
     "gpu_cores": ["0-7", 3, None, {}, *([one] for one in _NO_CORES)],
+    "rank_launcher": [*_NO_TEXTS, "srun -n {rank}", "srun {}", "srun {", "srun '-n", "{node.x}"],
     "max_queued": _NO_COUNTS,
     "max_running": _NO_COUNTS,
     "bins": [

@@ -110,7 +110,7 @@ def test_orders_of_an_agent_survive_the_file(tmp_path: Path) -> None:
         allocation="gpu-0",
         walltime_s=60.0,
         interface="hsn0",
-        hints=NodeHints(blocked_cores=(0, 8), gpu_cores=((1, 2), (3,))),
+        hints=NodeHints(blocked_cores=(0, 8), gpu_cores=((1, 2), (3,)), rank_launcher="srun"),
         asked=Grant(cores=4, gpus=2),
         config=Config.resolve({"kill_grace_s": 5}, environ={}),
     )

@@ -1,0 +1,95 @@
+"""The command that starts the ranks of a program inside a task: what may be written of it."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from collections.abc import Mapping
+
+from exadask.errors import InvalidRequest, shown
+
+VARIABLE = "EXADASK_RANK_LAUNCHER"
+"""Tells the processes of tasks what the pool of their node says; empty: nothing."""
+
+_HOSTFILE = "{hostfile}"
+
+
+def check_launcher(launcher: object, name: str = "launcher") -> None:
+    """Check that a launcher is a command with no other holes than there are values for.
+
+    Parameters
+    ----------
+    launcher : object
+        What was said; None is fine.
+    name : str
+        What it was said as.
+
+    Raises
+    ------
+    InvalidRequest
+        It is not.
+
+    Examples
+    --------
+    >>> check_launcher("srun -n {ranks}")
+    >>> check_launcher("srun -n {rank}", "rank_launcher")
+    Traceback (most recent call last):
+    exadask.errors.InvalidRequest: rank_launcher='srun -n {rank}' is not valid ('rank'). Give a ...
+    """
+    if launcher is None:
+        return
+    try:
+        holes = {"ranks": 1, "cores": 1, "node": "x", "hostfile": "x"}
+        if not isinstance(launcher, str) or not shlex.split(launcher.format(**holes)):
+            raise ValueError("it is no command")
+    except (ValueError, KeyError, IndexError, AttributeError) as error:
+        raise InvalidRequest(
+            f"{name}={shown(launcher)} is not valid ({error}).",
+            'Give a command, such as "srun --overlap --exact -w {node} -n {ranks} -c {cores}".',
+        ) from error
+
+
+def launcher_here(
+    said: str | None, environ: Mapping[str, str], *, is_gang: bool = False
+) -> str | None:
+    """Choose a launcher on this node: what the task says wins over what its pool says.
+
+    Parameters
+    ----------
+    said : str, optional
+        What the task says.
+    environ : mapping
+        Environment variables, which tell what the pool says.
+    is_gang : bool
+        Whether the ranks are on several nodes: then the pool's counts only if it takes them.
+
+    Returns
+    -------
+    str or None
+        The launcher; None: nobody says anything.
+
+    Raises
+    ------
+    InvalidRequest
+        The pool says a program that is not on this node.
+
+    Examples
+    --------
+    >>> launcher_here(None, {VARIABLE: "env mpiexec -n {ranks}"})
+    'env mpiexec -n {ranks}'
+    >>> launcher_here("mpiexec.mpich -n {ranks}", {VARIABLE: "env mpiexec -n {ranks}"})
+    'mpiexec.mpich -n {ranks}'
+    >>> launcher_here(None, {VARIABLE: "env mpiexec -n {ranks}"}, is_gang=True) is None
+    True
+    """
+    told = environ.get(VARIABLE)
+    if said is not None or not told or (is_gang and _HOSTFILE not in told):
+        return said
+    program = shlex.split(told)[0]
+    if shutil.which(program) is None:
+        raise InvalidRequest(
+            f"rank_launcher={told!r} of this node's pool: there is no {program!r} here.",
+            "Load the module that has it where the job begins (setup= of the pool), or say another "
+            "rank_launcher=, or launcher= of the task.",
+        )
+    return told
