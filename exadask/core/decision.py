@@ -205,17 +205,23 @@ class Decision:
             if not one.joined or one.name in kept or one.joined - self._idle.keys():
                 continue
             idle_s = self._now - max(self._idle[node] for node in one.joined)
-            if idle_s < book.pool.idle_s:
-                continue
-            offer = Offer(
+            rest = Offer(
                 pool=one.pool,
                 shape=book.shape,
                 walltime_s=one.left_s(self._now),
                 nodes=len(one.joined),
             )
-            is_wanted = any(
-                not each.is_bound and offer.fits(each.request, each.pool) for each in demand
-            )
+            free = [each for each in demand if not each.is_bound]
+            is_wanted = any(rest.fits(each.request, each.pool) for each in free)
+            whole = replace(rest, nodes=one.nodes)
+            has_lost = not one.n_coming(self._now, self._state.limits.start_timeout_s)
+            if not is_wanted and has_lost and any(whole.fits(x.request, x.pool) for x in free):
+                steps.append(
+                    self._give_up(one, "a gang waits that needs more nodes than it has left")
+                )
+                continue
+            if idle_s < book.pool.idle_s:
+                continue
             # Tasks that could run there and yet do not start are not waited for much longer.
             if not is_wanted or idle_s >= 2 * book.pool.idle_s:
                 reason = f"nothing has run there for {render_seconds(idle_s)}"

@@ -106,7 +106,7 @@ class End:
 
 def _environment_of(
     grant: Grant, shape: NodeShape, visible: Mapping[str, str], mark: str, segments: Path | None
-) -> dict[str, str]:
+) -> dict[str, str | None]:
     """Say what is different in the environment of a gang from node to node.
 
     Parameters
@@ -126,6 +126,7 @@ def _environment_of(
     cores = near_gpus(grant, shape) if shape.is_real else ()
     kept = {} if segments is None else dict.fromkeys(_OF_SEGMENTS, str(segments))
     return {
+        **{name: os.environ.get(name) for name in _OF_THE_NODE},
         **kept,
         MARK: mark,
         "EXADASK_PART_CORES": ",".join(map(str, cores)),
@@ -141,9 +142,12 @@ def near_gpus(grant: Grant, shape: NodeShape) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*ordered, *sorted(grant.cores))))
 
 
-def _write_environment(folder: Path, environment: Mapping[str, str]) -> None:
-    """Write environment variables so that a shell can read them."""
-    lines = (f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
+def _write_environment(folder: Path, environment: Mapping[str, str | None]) -> None:
+    """Write environment variables so that a shell can read them; None: it is not set."""
+    lines = (
+        f"unset {name}\n" if value is None else f"export {name}={shlex.quote(value)}\n"
+        for name, value in environment.items()
+    )
     (folder / _ENVIRONMENT).write_text("".join(lines))
 
 
@@ -442,11 +446,11 @@ class Parts:
 
     async def _run(self, part: _Part, order: Order) -> End:
         environment = {**order.environment, MARK: part.mark, "EXADASK_PART": str(part.folder)}
-        for name in _OF_THE_NODE:
-            environment.pop(name, None)
-            if name in os.environ:
-                environment[name] = os.environ[name]
-        words = ["/bin/sh", "-c", order.command]
+        words = [
+            "/bin/sh",
+            "-c",
+            f". {shlex.quote(str(part.folder / _ENVIRONMENT))}\n{order.command}",
+        ]
         if self._shape.is_real:
             words = ["taskset", "-c", ",".join(map(str, part.grant.cores)), *words]
         with (part.folder / _OUTPUT).open("ab+") as output:

@@ -726,6 +726,23 @@ def test_the_summary_counts() -> None:
     assert (summary.budget_node_s, summary.booked_node_s) == (14400.0, 14400.0)
 
 
+def test_an_allocation_that_has_lost_nodes_makes_way_for_a_gang() -> None:
+    site = Site(pool_of(nodes=2))
+    gang = Demand(request=Resources(cores=4, parts=2, is_apart=True))
+    assert site.decide(gang) == ["cpu-0=2"]
+    site.queue("cpu-0")
+    site.join("cpu-0", 2)
+    lost = next(iter(site.fleet._state.allocations["cpu-0"].joined))
+    site.fleet.node_left("cpu-0", lost, site.now)
+    (left,) = site.fleet._state.allocations["cpu-0"].joined
+    single = Demand(request=Resources(cores=4))
+    for demand, expected in (([gang, single], []), ([gang], ["back cpu-0"]), ([gang], [])):
+        commands = site.fleet.decide(site.now, demand, {left: site.now})
+        assert [
+            f"back {one.allocation}" for one in commands if isinstance(one, GiveBack)
+        ] == expected
+
+
 def test_offers_follow_what_may_still_come() -> None:
     site = Site(pool_of(nodes=2))
     open_offer = Offer(pool="cpu", shape=NodeShape.declare(cores=4), walltime_s=3600.0, nodes=2)
