@@ -33,6 +33,7 @@ SCENARIOS = {
     "mixed": "packing",
     "startup": "startup",
     "ranks": "ranks",
+    "gangs": "gangs",
     "memory": "memory",
     "futures": "futures",
     "stream": "stream",

@@ -207,6 +207,51 @@ def test_gangs_and_single_tasks_share_the_nodes(two: xd.Executor) -> None:
     assert {one.node for one in wide} == {one.node for one in wide if one.node is not None}
 
 
+# -- how long it waits --------------------------------------------------------------------------
+
+
+def wait_for(path: Path) -> None:
+    eventually(path.exists, timeout_s=LONG_S)
+
+
+def test_small_tasks_run_while_a_gang_waits_for_both_nodes(tmp_path: Path) -> None:
+    shapes = [xd.NodeShape.declare(cores=2)] * 2
+    with xd.Executor(nodes=shapes, reserve_after_s=0.2) as executor:
+        held = executor.options(time="50s").submit(wait_for, tmp_path / "go")
+        eventually(held.running)
+        gang = on_nodes(lambda comm: comm.size, cores_per_rank=2).submit()
+        executor.submit(abs, -1).result(LONG_S)  # what overtakes it
+        eventually(lambda: "reserved for it" in gang.explain(), timeout_s=LONG_S)
+        late = executor.options(time="100s").submit(abs, -2)
+        for number in range(5):
+            assert executor.options(time="1s").submit(abs, -number).result(LONG_S) == number
+        assert not gang.running()
+        assert not late.running(), "it might not end before the gang can begin"
+        note(tmp_path, "go")
+        assert gang.result(LONG_S) == 2
+        assert late.result(LONG_S) == 2
+
+
+def test_a_gang_starts_although_small_tasks_never_cease(tmp_path: Path) -> None:
+    shapes = [xd.NodeShape.declare(cores=2)] * 2
+    with xd.Executor(nodes=shapes, reserve_after_s=0.5) as executor:
+
+        def refill(running: list[Any]) -> list[Any]:
+            left = [one for one in running if not one.done()]
+            return left + [executor.submit(time.sleep, 0.05) for _ in range(8 - len(left))]
+
+        stream = refill([])
+        gang = on_nodes(lambda comm: comm.size, cores_per_rank=2).submit()
+        deadline_s = time.monotonic() + LONG_S
+        while not gang.done():
+            assert time.monotonic() < deadline_s, gang.explain()
+            stream = refill(stream)
+            xd.wait(stream, return_when="FIRST_COMPLETED")
+        assert gang.result() == 2
+        for one in stream:
+            one.result(LONG_S)
+
+
 # -- when it goes wrong -------------------------------------------------------------------------
 
 
