@@ -67,10 +67,13 @@ def mpi(
         Whether the value of a call is rank 0's, or the list of all ranks'.
     launcher : str, optional
         What starts the ranks, at sites with several MPIs or none; ``{ranks}`` and ``{cores}`` are
-        numbers, ``{node}`` is the batch system's name of the node: "srun --overlap --exact -w
-        {node} -n {ranks} -c {cores}". For several nodes it must be an mpiexec, and ``{hostfile}``
-        says where: "mpiexec.mpich -f {hostfile} -n {ranks}". None: what the pool of the node says
-        (``rank_launcher=``), or else the mpiexec that is found, of MPICH, Intel MPI or Open MPI.
+        numbers, ``{node}`` is the batch system's name of the node: "srun --overlap --exact -K -w
+        {node} -n {ranks} -c {cores}". For several nodes it must say where to put them: with
+        ``{hostfile}`` for an mpiexec, "mpiexec.mpich -f {hostfile} -n {ranks}", or with ``{nodes}``
+        or ``{n_nodes}`` for a batch system, "srun --overlap -K -m arbitrary -N {n_nodes} -n
+        {ranks}" (``SLURM_HOSTFILE`` says which rank goes where); there, memory is enforced on the
+        first node only. None: what the pool of the node says (``rank_launcher=``), or else the
+        mpiexec that is found, of MPICH, Intel MPI or Open MPI.
     **options
         As for `exadask.task`, but for ``cores``, ``gpus``, ``memory``, ``setup``, ``isolation`` and
         ``bundle``.

@@ -11,7 +11,7 @@ from exadask.errors import InvalidRequest, shown
 VARIABLE = "EXADASK_RANK_LAUNCHER"
 """Tells the processes of tasks what the pool of their node says; empty: nothing."""
 
-_HOSTFILE = "{hostfile}"
+_OF_SEVERAL = ("{hostfile}", "{nodes}", "{n_nodes}")
 
 
 def check_launcher(launcher: object, name: str = "launcher") -> None:
@@ -39,7 +39,7 @@ def check_launcher(launcher: object, name: str = "launcher") -> None:
     if launcher is None:
         return
     try:
-        holes = {"ranks": 1, "cores": 1, "node": "x", "hostfile": "x"}
+        holes = {"ranks": 1, "cores": 1, "node": "x", "nodes": "x", "n_nodes": 1, "hostfile": "x"}
         if not isinstance(launcher, str) or not shlex.split(launcher.format(**holes)):
             raise ValueError("it is no command")
     except (ValueError, KeyError, IndexError, AttributeError) as error:
@@ -47,6 +47,17 @@ def check_launcher(launcher: object, name: str = "launcher") -> None:
             f"{name}={shown(launcher)} is not valid ({error}).",
             'Give a command, such as "srun --overlap --exact -w {node} -n {ranks} -c {cores}".',
         ) from error
+
+
+def takes_several_nodes(launcher: str) -> bool:
+    """Whether a launcher is told where the ranks of a task on several nodes go.
+
+    Examples
+    --------
+    >>> takes_several_nodes("srun -w {nodes} -n {ranks}"), takes_several_nodes("srun -n {ranks}")
+    (True, False)
+    """
+    return any(one in launcher for one in _OF_SEVERAL)
 
 
 def launcher_here(
@@ -83,7 +94,7 @@ def launcher_here(
     True
     """
     told = environ.get(VARIABLE)
-    if said is not None or not told or (is_gang and _HOSTFILE not in told):
+    if said is not None or not told or (is_gang and not takes_several_nodes(told)):
         return said
     program = shlex.split(told)[0]
     if shutil.which(program) is None:

@@ -19,6 +19,9 @@ import sys
 from typing import Any
 
 _FAILED = 1
+_FIRST_IS_ELSEWHERE = (
+    "rank 0 must be on the first of the nodes that launcher= got: for srun, say -m arbitrary"
+)
 
 
 def main(path: str) -> None:
@@ -40,6 +43,8 @@ def main(path: str) -> None:
         rank, n_seen = world.Get_rank(), world.Get_size()
         if n_seen != n_ranks:
             tell(_wrong_world(n_ranks, n_seen, MPI), is_wrong_world=True)
+        if part and rank == 0 and part != os.environ["EXADASK_GANG"]:
+            raise RuntimeError(_FIRST_IS_ELSEWHERE)
         if part:
             orders = world.bcast(_read(path) if rank == 0 else None)
         function, args, kwargs = pickle.loads(orders["call"])

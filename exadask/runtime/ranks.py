@@ -16,12 +16,13 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exadask import inside
 from exadask.errors import InvalidRequest
-from exadask.rank_launcher import launcher_here
+from exadask.rank_launcher import launcher_here, takes_several_nodes
 from exadask.resources import Resources
 from exadask.runtime import binding
 
@@ -77,8 +78,9 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
         The ranks.
     launcher : str, optional
         The command to start them with; ``{ranks}`` and ``{cores}`` (of a rank) stand for numbers,
-        ``{node}`` for the batch system's name of this node, ``{hostfile}`` for a file that says how
-        many ranks go to each of several nodes. None: the ``mpiexec`` that is found.
+        ``{node}`` for the batch system's name of this node, ``{nodes}`` and ``{n_nodes}`` for all
+        nodes of the task, ``{hostfile}`` for a file that tells an ``mpiexec`` how many ranks go to
+        each. None: the ``mpiexec`` that is found.
 
     Raises
     ------
@@ -88,13 +90,24 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
     here = inside.current()
     gang = None if here is None else here.gang
     launcher = launcher_here(launcher, os.environ, is_gang=gang is not None)
-    words = _mpiexec_words(layout, gang) if launcher is None else _words_of(launcher, layout, gang)
+    is_told = launcher is None or "{hostfile}" in launcher
+    parts = {} if gang is None or is_told else _parts(gang)
+    if launcher is None:
+        words = _mpiexec_words(layout, gang)
+    else:
+        words = _words_of(launcher, layout, gang, list(parts) or [_node_name()])
     misleading = (*_OF_OTHERS, *_OF_JOBS) if launcher is None else _OF_OTHERS
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(misleading)
     }
     cores = here.cores if here is not None else ()
     environment |= _how(gang) | _who(layout, gang, cores)
+    if gang is not None and parts:  # the batch system starts the ranks: each finds its part itself
+        numbered = zip(parts, layout.on_each(gang), strict=True)
+        ranks = Path(gang.folder) / "ranks"
+        ranks.write_text("".join(f"{name}\n" * n_ranks for name, n_ranks in numbered))
+        environment["SLURM_HOSTFILE"] = str(ranks)
+        environment["EXADASK_PARTS"] = " ".join(f"{one}={parts[one]}" for one in parts)
     if _is_open_mpi(words[0]):  # mpi4py of PyPI speaks to any MPI, and might choose another one
         environment.setdefault("MPI4PY_MPIABI", "openmpi")
     return [*words, "/bin/sh", _START], environment
@@ -124,13 +137,15 @@ def _mpiexec_words(layout: Layout, gang: inside.Gang | None) -> list[str]:
     return [*words, "-n", str(layout.ranks)]
 
 
-def _words_of(launcher: str, layout: Layout, gang: inside.Gang | None) -> list[str]:
-    if gang is not None and "{hostfile}" not in launcher:
+def _words_of(
+    launcher: str, layout: Layout, gang: inside.Gang | None, nodes: Sequence[str]
+) -> list[str]:
+    if gang is not None and not takes_several_nodes(launcher):
         raise InvalidRequest(
             f"launcher={launcher!r} starts ranks on one node, and these are on "
             f"{len(gang.n_cores)}.",
-            "Say where it takes the nodes: 'mpiexec -f {hostfile} -n {ranks}'. Or leave launcher= "
-            "out, or say nodes=1.",
+            "Say where it takes the nodes: 'mpiexec -f {hostfile} -n {ranks}', or 'srun -m "
+            "arbitrary -N {n_nodes} -n {ranks}'. Or leave launcher= out, or say nodes=1.",
         )
     program = (shlex.split(launcher) or [""])[0]
     if shutil.which(program) is None:
@@ -138,11 +153,43 @@ def _words_of(launcher: str, layout: Layout, gang: inside.Gang | None) -> list[s
             f"launcher={launcher!r}: there is no {program!r} on this node.",
             "Load the module that has it where the job begins, or leave launcher= out.",
         )
-    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     hostfile = "" if gang is None else shlex.quote(_hostfile(program, layout, gang))
     return shlex.split(
-        launcher.format(ranks=layout.ranks, cores=layout.each.cores, node=node, hostfile=hostfile)
+        launcher.format(
+            ranks=layout.ranks,
+            cores=layout.each.cores,
+            node=_node_name(),
+            nodes=",".join(nodes),
+            n_nodes=len(nodes),
+            hostfile=hostfile,
+        )
     )
+
+
+def _node_name() -> str:
+    """Give the batch system's name of this node."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _parts(gang: inside.Gang) -> dict[str, str]:
+    """Ask all nodes of a task for their names, and for the folders of its parts there."""
+    ask = 'printf "%s %s" "${SLURMD_NODENAME:-$(hostname)}" "$EXADASK_PART" >&2; exit 1'
+    environment = {**os.environ, "EXADASK_GANG": gang.folder}
+    asked = [
+        subprocess.Popen(
+            ["/bin/sh", _REACH, f"exadask-{place}", ask],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for place in range(1, len(gang.n_cores))
+    ]
+    found = {_node_name(): gang.folder}
+    for one in asked:
+        name, _, folder = one.communicate()[1].partition(" ")
+        found[name] = folder
+    return found
 
 
 def _hostfile(program: str, layout: Layout, gang: inside.Gang) -> str:

@@ -3,8 +3,16 @@
 #   ranks.sh PROGRAM ARGUMENTS...
 # EXADASK_PART_CORES has the cores of all ranks on this node, EXADASK_RANK_CORES says how many one
 # has, and EXADASK_RANK_GPU_UNITS how much of a GPU [1/1000]. On several nodes the folder
-# EXADASK_PART says what is different on each.
+# EXADASK_PART says what is different on each; where it is not known yet, EXADASK_PARTS lists them as
+# NODE=FOLDER.
 rank=${MPI_LOCALRANKID:-${OMPI_COMM_WORLD_LOCAL_RANK:-${PMI_LOCAL_RANK:-${PALS_LOCAL_RANKID:-${SLURM_LOCALID:-${PMI_RANK:-${PMIX_RANK:-0}}}}}}}
+if [ -z "$EXADASK_PART" ] && [ -n "$EXADASK_PARTS" ]; then
+  node=${SLURMD_NODENAME:-$(hostname)}
+  for entry in $EXADASK_PARTS; do
+    case $entry in "$node="*) EXADASK_PART=${entry#*=} ;; esac
+  done
+  export EXADASK_PART
+fi
 if [ -n "$EXADASK_PART" ]; then
   . "$EXADASK_PART/environment"
 fi

@@ -26,6 +26,7 @@ from exadask.errors import (
     RanksFailed,
     TimeExceeded,
 )
+from exadask.runtime.cluster import EmbeddedCluster
 from exadask.testing.waiting import eventually
 
 # Children shall not import this module: pytest's memory would count as the task's.
@@ -364,7 +365,9 @@ def test_a_gang_that_loses_a_node_starts_again_on_others(
     held = [name for name in executor.nodes if name in future.explain()]
     assert len(held) == 2
     (other,) = set(held) - {first}
-    executor._cluster.lose_node(first if which == "first" else other)  # type: ignore[attr-defined]
+    cluster = executor._cluster
+    assert isinstance(cluster, EmbeddedCluster)
+    cluster.lose_node(first if which == "first" else other)
     assert future.result(LONG_S) == 2
     eventually(lambda: not any(map(is_alive, pids)))
 

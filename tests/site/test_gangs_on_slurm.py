@@ -22,6 +22,7 @@ pytest.importorskip("mpi4py", reason="functions on ranks need it")
 pytestmark = pytest.mark.timeout(300)
 
 LONG_S = 100
+SRUN = "srun --overlap -K --overcommit --mpi=pmi2 -m arbitrary -N {n_nodes} -n {ranks}"
 
 
 def executor_of(folder: Path, **more: Any) -> xd.Executor:
@@ -72,11 +73,13 @@ def of_node(command: str, mark: str) -> int:
     return pid
 
 
+@pytest.mark.parametrize("launcher", [None, SRUN], ids=["mpiexec", "srun"])
 def test_gangs_pairs_and_single_tasks_share_one_allocation(
-    slurm: Any, two_nodes: xd.Executor
+    slurm: Any, two_nodes: xd.Executor, launcher: str | None
 ) -> None:
     """All ranks are where the books say, with the GPUs that the books say."""
-    wide = xd.mpi(nodes=2, ranks_per_node=2, gpus_per_rank=1, gather="all")(where)
+    options: dict[str, Any] = {"gpus_per_rank": 1, "gather": "all", "launcher": launcher}
+    wide = xd.mpi(nodes=2, ranks_per_node=2, **options)(where)
     pair = xd.mpi(ranks=2, gpus_per_rank=1, gather="all")(where)
     gangs = [two_nodes.submit(wide) for _ in range(4)]
     pairs = [two_nodes.submit(pair) for _ in range(4)]
@@ -107,11 +110,12 @@ def test_the_record_knows_all_nodes_of_a_gang(two_nodes: xd.Executor, tmp_path: 
     future.cancel()
 
 
+@pytest.mark.parametrize("launcher", [None, SRUN], ids=["mpiexec", "srun"])
 @pytest.mark.parametrize("victim", ["rank", "cancel"])
 def test_the_end_of_one_rank_is_that_of_all_on_both_nodes(
-    slurm: Any, two_nodes: xd.Executor, victim: str, tmp_path: Path
+    slurm: Any, two_nodes: xd.Executor, victim: str, launcher: str | None, tmp_path: Path
 ) -> None:
-    wide = xd.mpi(nodes=2, ranks_per_node=4, cores_per_rank=2)(hang)
+    wide = xd.mpi(nodes=2, ranks_per_node=4, cores_per_rank=2, launcher=launcher)(hang)
     future = two_nodes.submit(wide, str(tmp_path))
     ranks = ranks_in(tmp_path, 8)
     if victim == "rank":
