@@ -289,6 +289,7 @@ def _advice(function: FunctionRow, used: Sequence[Used]) -> Advice:
     n_tasks = sum(count for _, count in walls)
     peak, wall_s = percentile(peaks, 0.99), percentile(walls, 0.99)
     is_known = n_tasks >= _FEW
+    is_whole = is_known and asked.parts == 1  # of a gang only the first node is measured
     wanted_bytes, wanted_s = int(_MARGIN * peak), _MARGIN * wall_s
     cores = max(1, math.ceil(busy - 0.1))
     return Advice(
@@ -299,12 +300,12 @@ def _advice(function: FunctionRow, used: Sequence[Used]) -> Advice:
         wall_s=wall_s,
         busy_cores=busy,
         memory_bytes=wanted_bytes
-        if is_known and (asked.memory_bytes is None or _is_far(asked.memory_bytes, wanted_bytes))
+        if is_whole and (asked.memory_bytes is None or _is_far(asked.memory_bytes, wanted_bytes))
         else None,
         time_s=_rounded_up(wanted_s)
         if is_known and asked.time_s is not None and _is_far(asked.time_s, wanted_s)
         else None,
-        cores=cores if is_known and total_s > 1 and cores < asked.cores else None,
+        cores=cores if is_whole and total_s > 1 and cores < asked.cores else None,
         by_size=tuple(_by_size(used)),
     )
 

@@ -212,26 +212,29 @@ class Leader:
         slot : Slot
             Where it runs.
         """
-        folder.mkdir(mode=0o700)
-        try:
-            segments = folder if self._has_neighbours else None
-            visible = dict(slot.kind.gpu_env)
+        segments = folder if self._has_neighbours else None
+        visible = dict(slot.kind.gpu_env)
+        with contextlib.ExitStack() as undo:
+            folder.mkdir(mode=0o700)
+            undo.callback(shutil.rmtree, folder, ignore_errors=True)
             different = _environment_of(grant, shape, visible, slot.mark, segments)
             _write_environment(folder, different)
             os.mkfifo(folder / _ASKED)
             self._folder, self._fd = folder, os.open(folder / _ASKED, os.O_RDWR | os.O_NONBLOCK)
+            undo.callback(os.close, self._fd)
             self._loop.add_reader(self._fd, self._on_asked)
+            undo.callback(self._loop.remove_reader, self._fd)
+            undo.callback(self._end_asking)
             counts = (len(grant.cores), *(len(mate["cores"]) for mate in self._mates))
             yield Gang(str(folder), _host_of(self._worker.address), counts)
-        finally:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._launches.cancel()
-            for pid in self._asking:  # whoever they asked for may have left them alone
-                with contextlib.suppress(OSError):
-                    if _REACH in Path(f"/proc/{pid}/cmdline").read_bytes():
-                        os.kill(pid, signal.SIGKILL)
-            shutil.rmtree(folder, ignore_errors=True)
+
+    def _end_asking(self) -> None:
+        """End those that still wait for an answer: whoever asked them to wait may be gone."""
+        self._launches.cancel()
+        for pid in self._asking:
+            with contextlib.suppress(OSError):
+                if _REACH in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
     async def settle(self, at_most_s: float) -> None:
         """Wait until all that was started elsewhere has ended, or so long [s]."""
@@ -243,13 +246,19 @@ class Leader:
             for line in os.read(self._fd, 65536).decode().splitlines():
                 pid, _, place = line.partition(" ")
                 self._asking.add(int(pid))
-                self._launches.start(self._launch(int(pid), int(place.removeprefix("exadask-"))))
+                self._launches.start(self._launch(int(pid), place))
 
-    async def _launch(self, pid: int, place: int) -> None:
+    async def _launch(self, pid: int, place: str) -> None:
         """Start what a process wants to start elsewhere, and tell it how that ended."""
-        mate = self._mates[place - 1]
+        mates = {f"exadask-{number}": mate for number, mate in enumerate(self._mates, 1)}
+        if place not in mates:
+            known = ", ".join(["exadask-0", *mates])
+            text = f"{place} is no place of task {self._name}, whose places are {known}\n"
+            await self._tell(pid, End(code=1, text=text.encode()))
+            return
+        mate = mates[place]
         try:
-            order = self._order(pid, mate)
+            order = self._order(pid, place, mate)
         except (OSError, ValueError):  # it has been killed meanwhile
             return
         share = {name: mate[name] for name in ("share", "cores", "gpus")}
@@ -257,7 +266,7 @@ class Leader:
             answer = await self._worker.rpc(mate["address"]).exadask_part(
                 share=share, order=pickle.dumps(order)
             )
-        except OSError as error:  # of which those of Dask's connections are
+        except OSError as error:  # its agent cannot be reached, or has gone: it answers otherwise
             logger.info("the node at %s is lost to task %s: %s", mate["address"], self._name, error)
             self.lost = str(mate["address"])
             self._tell_lost(self.lost)
@@ -270,14 +279,13 @@ class Leader:
         (self._folder / f"over.{pid}").touch()
         await self._tell(pid, end)
 
-    def _order(self, pid: int, mate: Mapping[str, Any]) -> Order:
+    def _order(self, pid: int, place: str, mate: Mapping[str, Any]) -> Order:
         process = Path(f"/proc/{pid}")
         words = (process / "cmdline").read_bytes().decode(errors="surrogateescape").split("\0")
-        place = next(index for index, word in enumerate(words) if word.startswith("exadask-"))
         pairs = (process / "environ").read_bytes().decode(errors="surrogateescape").split("\0")
         return Order(
             name=self._name,
-            command=" ".join(words[place + 1 : -1]),
+            command=" ".join(words[words.index(place) + 1 : -1]),
             environment=dict(pair.partition("=")[::2] for pair in pairs if "=" in pair),
             directory=str((process / "cwd").readlink()),
             limit_bytes=self._limit_of(mate),
@@ -292,7 +300,7 @@ class Leader:
             except OSError:
                 await asyncio.sleep(_RETRY_S)
                 continue
-            with os.fdopen(fd, "wb") as pipe:
+            with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "wb") as pipe:
                 pipe.write(b"%d\n%b" % (end.code, end.text))
             self._asking.discard(pid)
             return
@@ -386,7 +394,13 @@ class Parts:
 
     async def launch(self, share: dict[str, Any], order: bytes) -> bytes:
         """Start a process in a share of this node; returns how it ended."""
-        return pickle.dumps(await self._launch(share, pickle.loads(order)))
+        try:
+            end = await self._launch(share, pickle.loads(order))
+        except Exception as error:  # whoever waits must hear of it, and not take it for another
+            logger.debug("a process of a gang could not be started", exc_info=True)
+            text = f"node {self._worker.name} cannot start it: {type(error).__name__}: {error}\n"
+            end = End(code=1, text=text.encode())
+        return pickle.dumps(end)
 
     def on_end(self, share: int) -> None:
         """End what is left of a gang here, and say when that is done."""
@@ -454,19 +468,15 @@ class Parts:
         if self._shape.is_real:
             words = ["taskset", "-c", ",".join(map(str, part.grant.cores)), *words]
         with (part.folder / _OUTPUT).open("ab+") as output:
-            try:
-                started = await asyncio.create_subprocess_exec(
-                    *words,
-                    env=environment,
-                    cwd=order.directory,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                text = f"node {self._worker.name} cannot start it in {order.directory}: {error}\n"
-                return End(code=1, text=text.encode())
+            started = await asyncio.create_subprocess_exec(
+                *words,
+                env=environment,
+                cwd=order.directory,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
             if self._parts.get(part.grant.share) is not part:  # it was over while this began
                 part.kill(started.pid)
             process = _Process(started.pid, part, order, str(self._worker.name))

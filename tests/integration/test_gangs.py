@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import sys
@@ -177,7 +178,7 @@ def test_what_ranks_write_is_the_tasks_output(two: xd.Executor, launcher: str | 
     assert {"he is 0", "he is 1"} <= set(future.stderr().split("\n"))
 
 
-def test_a_program_knows_its_nodes(two: xd.Executor, launcher: str | None) -> None:
+def test_a_program_knows_its_nodes(two: xd.Executor, launcher: str | None, tmp_path: Path) -> None:
     program = xd.command(
         "grep -c exadask $EXADASK_HOSTFILE; $EXADASK_MPIEXEC sh -c 'echo $EXADASK_PART'",
         nodes=2,
@@ -188,9 +189,10 @@ def test_a_program_knows_its_nodes(two: xd.Executor, launcher: str | None) -> No
     count, *places = result.stdout.split()
     assert count == "2"
     assert sorted(places.count(one) for one in places) == [2, 2, 2, 2]
-    with pytest.raises(CommandFailed):
-        xd.command("false", nodes=2, launcher=launcher).submit().result(LONG_S)
     shutil.rmtree(result.directory.parent)
+    failing = xd.command("false", nodes=2, launcher=launcher, directory=tmp_path)
+    with pytest.raises(CommandFailed):
+        failing.submit().result(LONG_S)
 
 
 def test_gangs_and_single_tasks_share_the_nodes(two: xd.Executor) -> None:
@@ -404,3 +406,57 @@ def test_a_launcher_of_one_node_is_told_apart(two: xd.Executor) -> None:
     future = on_nodes(abs, "mpiexec -n {ranks}").submit(-1)
     with pytest.raises(InvalidRequest, match="starts ranks on one node, and these are on 2"):
         future.result(LONG_S)
+
+
+def test_a_host_that_is_no_place_of_the_task_is_named(two: xd.Executor, tmp_path: Path) -> None:
+    mpiexec = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
+    if mpiexec is None:
+        pytest.skip("there is no mpiexec beside this Python")
+    script = f"$EXADASK_MPIEXEC true; {mpiexec} -hosts elsewhere -n 1 true"
+    program = xd.command(script, nodes=2, name="script", directory=tmp_path)
+    expected = "elsewhere is no place of task script, whose places are exadask-0, exadask-1"
+    with pytest.raises(CommandFailed, match=expected):
+        program.submit().result(LONG_S)
+
+
+# -- all of it at once --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [3, 8])
+def test_gangs_go_on_while_nodes_come_and_go(seed: int) -> None:
+    """Each call ends as it should, and in the end nobody holds anything."""
+
+    def nap(comm: Any, seconds: float) -> int:
+        comm.Barrier()
+        time.sleep(seconds)
+        return int(comm.allreduce(1))
+
+    rng = random.Random(seed)
+    shape = xd.NodeShape.declare(cores=2)
+    layouts: list[dict[str, Any]] = [
+        {"nodes": 2},
+        {"nodes": 3},
+        {"nodes": 1, "ranks_per_node": 2},
+        {"ranks": 3},
+    ]
+    with xd.Executor(nodes=[shape] * 4) as executor:
+        cluster = executor._cluster
+        assert isinstance(cluster, EmbeddedCluster)
+        calls = []
+        for layout in rng.choices(layouts, k=10):
+            n_ranks = layout.get("ranks", layout.get("nodes", 1) * layout.get("ranks_per_node", 1))
+            calls.append((n_ranks, xd.mpi(**layout)(nap).submit(rng.choice([0.05, 0.5]))))
+        singles = [executor.submit(pow, number, 2) for number in range(100)]
+        for n_done in (2, 4, 6):
+            while sum(one.done() for _, one in calls) < n_done:
+                left = [one for _, one in calls if not one.done()]
+                xd.wait(left, timeout=LONG_S, return_when="FIRST_COMPLETED")
+            victim = rng.choice(list(cluster.shapes))
+            cluster.add_node(shape)
+            cluster.lose_node(victim)
+        for n_ranks, call in calls:
+            assert call.result(LONG_S) == n_ranks
+        assert [one.result(LONG_S) for one in singles] == [number**2 for number in range(100)]
+        placement = cluster._plugin.placement
+        eventually(lambda: not any(node.shares for node in placement.nodes.values()))
+        placement.check()
