@@ -19,7 +19,7 @@ from exadask.errors import InvalidRequest, RanksFailed, RemoteError, shown
 from exadask.rank_launcher import check_launcher
 from exadask.ranks import parse_ranks
 from exadask.runtime import ranks
-from exadask.runtime.ranks import Layout, await_ends, prefix
+from exadask.runtime.ranks import PROBLEMS, Layout, await_ends, prefix
 from exadask.runtime.tail import Tail
 from exadask.tasks import Task, TaskOptions, name_of, require_function
 
@@ -242,7 +242,7 @@ def _path_of(file: IO[bytes]) -> str:
 
 def _told_in(folder: Path) -> Iterator[bytes]:
     """Give what ranks on several nodes say went wrong; those of others have been brought here."""
-    for path in sorted(folder.glob("problem.*")):
+    for path in sorted(folder.glob(PROBLEMS)):
         yield path.read_bytes()
 
 

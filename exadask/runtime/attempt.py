@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from exadask.errors import ExadaskError, MemoryExceeded, TaskCrashed, TimeExceeded
 from exadask.runtime.job import Done, Failure, Job, Run, Usage
 from exadask.runtime.kind import Kind
+from exadask.runtime.leader import Leader
 from exadask.runtime.limits import catches
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.parcel import Packer, Parcel
-from exadask.runtime.parts import Leader
 from exadask.runtime.slot import Captured, Slot, SlotDied
 
 _WARN_AGAIN_S = 0.05

@@ -36,11 +36,12 @@ from exadask.runtime.job import (
     TaskFailed,
     filled,
 )
+from exadask.runtime.leader import Leader
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.nested import NestedService
 from exadask.runtime.outcomes import failure_of
 from exadask.runtime.parcel import Packer, Parcel
-from exadask.runtime.parts import Leader, Parts, near_gpus
+from exadask.runtime.parts import Parts, near_gpus
 from exadask.runtime.posting import Berth
 from exadask.runtime.refusals import checked_index, guarded
 from exadask.runtime.slot import Captured, Slot, SlotKind, SlotPool

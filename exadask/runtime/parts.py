@@ -1,56 +1,44 @@
-"""Gangs on the nodes: how processes of one task are started on several of them.
+"""The parts of gangs on the nodes that do not lead them: what starts there, and its certain end.
 
-The agent of a gang's first node is its *leader*. `mpiexec` starts there, and takes `reach.sh` for
-its remote shell; that asks the leader, which passes it on to the agent of the other node, over the
-connections that Dask has anyway. So no ``ssh`` and no batch system is involved, whatever starts on
-a node is within what the gang holds there, and its end is certain: an agent ends all of it as soon
-as the scheduler says that the gang is over.
+Whatever is started is within what the gang holds on the node: bound to its cores and GPUs, watched
+for memory, marked. The agent ends all of it as soon as the scheduler says that the gang is over.
+`exadask.runtime.leader` is the other side.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import pickle
 import shlex
 import shutil
-import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distributed import Worker
-from distributed.comm import get_address_host
 
 from exadask.errors import ExadaskError, MemoryExceeded
-from exadask.inside import Gang
 from exadask.resources import NodeShape
 from exadask.runtime import binding
 from exadask.runtime.admission import Admission, Grant
 from exadask.runtime.background import Background
 from exadask.runtime.limits import MARK, end_family
 from exadask.runtime.memory_watch import MemoryWatch
-from exadask.runtime.slot import Slot
+from exadask.runtime.ranks import PROBLEMS
 
 logger = logging.getLogger(__name__)
 
-PROBLEM = "problem."
-"""Begins the names of the files where ranks write what went wrong."""
-
-_ASKED, _ENVIRONMENT, _OUTPUT = "asked", "environment", "output"
+_ENVIRONMENT, _OUTPUT = "environment", "output"
 _OF_SEGMENTS = (
     "OMPI_MCA_btl_vader_backing_directory",
     "OMPI_MCA_btl_sm_backing_directory",
 )
 _OF_THE_NODE = ("TMPDIR", "HOSTNAME", "SLURMD_NODENAME", "SLURM_NODEID")
-_REACH = b"reach.sh"
-_LOOPBACK = "127.0.0.1"
 _TAIL_BYTES = 4000
-_RETRY_S = 0.01
 _N_REMEMBERED = 1024
 
 
@@ -104,7 +92,7 @@ class End:
     verdict: ExadaskError | None = None
 
 
-def _environment_of(
+def environment_of(
     grant: Grant, shape: NodeShape, visible: Mapping[str, str], mark: str, segments: Path | None
 ) -> dict[str, str | None]:
     """Say what is different in the environment of a gang from node to node.
@@ -142,175 +130,13 @@ def near_gpus(grant: Grant, shape: NodeShape) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*ordered, *sorted(grant.cores))))
 
 
-def _write_environment(folder: Path, environment: Mapping[str, str | None]) -> None:
+def write_environment(folder: Path, environment: Mapping[str, str | None]) -> None:
     """Write environment variables so that a shell can read them; None: it is not set."""
     lines = (
         f"unset {name}\n" if value is None else f"export {name}={shlex.quote(value)}\n"
         for name, value in environment.items()
     )
     (folder / _ENVIRONMENT).write_text("".join(lines))
-
-
-# -- on the first node ------------------------------------------------------------------------
-
-
-class Leader:
-    """Passes on what `mpiexec` wants to start on the other nodes of one gang.
-
-    Parameters
-    ----------
-    worker : distributed.Worker
-        The way to the other nodes.
-    name : str
-        The task.
-    mates : sequence of dict
-        The shares on the other nodes, and their addresses.
-    limit_of : callable
-        Says how much memory it may use with a share [bytes].
-    condemn : callable
-        Ends the task, because it has gone beyond its limits on another node.
-    tell_lost : callable
-        Tells the scheduler that the node with this address is lost.
-
-    Attributes
-    ----------
-    lost : str or None
-        The address of a node that is lost.
-    """
-
-    def __init__(
-        self,
-        worker: Worker,
-        name: str,
-        mates: Sequence[Mapping[str, Any]],
-        *,
-        limit_of: Callable[[Mapping[str, Any]], int | None],
-        condemn: Callable[[ExadaskError], None],
-        tell_lost: Callable[[str], None],
-    ) -> None:
-        self.lost: str | None = None
-        self._worker, self._name, self._mates = worker, name, mates
-        self._limit_of, self._condemn, self._tell_lost = limit_of, condemn, tell_lost
-        self._launches = Background()
-        self._asking: set[int] = set()
-        hosts = [_host_of(one) for one in (worker.address, *(mate["address"] for mate in mates))]
-        self._has_neighbours = len(set(hosts)) < len(hosts)
-        self._loop = asyncio.get_running_loop()
-
-    @contextlib.contextmanager
-    def leading(self, folder: Path, grant: Grant, shape: NodeShape, slot: Slot) -> Iterator[Gang]:
-        """Take orders from processes of this node.
-
-        Parameters
-        ----------
-        folder : Path
-            A new folder, for this gang alone.
-        grant : Grant
-            What it holds here.
-        shape : NodeShape
-            What this node has.
-        slot : Slot
-            Where it runs.
-        """
-        segments = folder if self._has_neighbours else None
-        visible = dict(slot.kind.gpu_env)
-        with contextlib.ExitStack() as undo:
-            folder.mkdir(mode=0o700)
-            undo.callback(shutil.rmtree, folder, ignore_errors=True)
-            different = _environment_of(grant, shape, visible, slot.mark, segments)
-            _write_environment(folder, different)
-            os.mkfifo(folder / _ASKED)
-            self._folder, self._fd = folder, os.open(folder / _ASKED, os.O_RDWR | os.O_NONBLOCK)
-            undo.callback(os.close, self._fd)
-            self._loop.add_reader(self._fd, self._on_asked)
-            undo.callback(self._loop.remove_reader, self._fd)
-            undo.callback(self._end_asking)
-            counts = (len(grant.cores), *(len(mate["cores"]) for mate in self._mates))
-            yield Gang(str(folder), _host_of(self._worker.address), counts)
-
-    def _end_asking(self) -> None:
-        """End those that still wait for an answer: whoever asked them to wait may be gone."""
-        self._launches.cancel()
-        for pid in self._asking:
-            with contextlib.suppress(OSError):
-                if _REACH in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
-
-    async def settle(self, at_most_s: float) -> None:
-        """Wait until all that was started elsewhere has ended, or so long [s]."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._launches.finish(), at_most_s)
-
-    def _on_asked(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            for line in os.read(self._fd, 65536).decode().splitlines():
-                pid, _, place = line.partition(" ")
-                self._asking.add(int(pid))
-                self._launches.start(self._launch(int(pid), place))
-
-    async def _launch(self, pid: int, place: str) -> None:
-        """Start what a process wants to start elsewhere, and tell it how that ended."""
-        mates = {f"exadask-{number}": mate for number, mate in enumerate(self._mates, 1)}
-        if place not in mates:
-            known = ", ".join(["exadask-0", *mates])
-            text = f"{place} is no place of task {self._name}, whose places are {known}\n"
-            await self._tell(pid, End(code=1, text=text.encode()))
-            return
-        mate = mates[place]
-        try:
-            order = self._order(pid, place, mate)
-        except (OSError, ValueError):  # it has been killed meanwhile
-            return
-        share = {name: mate[name] for name in ("share", "cores", "gpus")}
-        try:
-            answer = await self._worker.rpc(mate["address"]).exadask_part(
-                share=share, order=pickle.dumps(order)
-            )
-        except OSError as error:  # its agent cannot be reached, or has gone: it answers otherwise
-            logger.info("the node at %s is lost to task %s: %s", mate["address"], self._name, error)
-            self.lost = str(mate["address"])
-            self._tell_lost(self.lost)
-            return
-        end: End = pickle.loads(answer)
-        if end.verdict is not None:
-            self._condemn(end.verdict)
-        for name, content in end.problems.items():
-            (self._folder / name).write_bytes(content)
-        (self._folder / f"over.{pid}").touch()
-        await self._tell(pid, end)
-
-    def _order(self, pid: int, place: str, mate: Mapping[str, Any]) -> Order:
-        process = Path(f"/proc/{pid}")
-        words = (process / "cmdline").read_bytes().decode(errors="surrogateescape").split("\0")
-        pairs = (process / "environ").read_bytes().decode(errors="surrogateescape").split("\0")
-        return Order(
-            name=self._name,
-            command=" ".join(words[words.index(place) + 1 : -1]),
-            environment=dict(pair.partition("=")[::2] for pair in pairs if "=" in pair),
-            directory=str((process / "cwd").readlink()),
-            limit_bytes=self._limit_of(mate),
-            has_neighbours=self._has_neighbours,
-        )
-
-    async def _tell(self, pid: int, end: End) -> None:
-        """Answer a process that waits; it may not yet have begun to, or be gone."""
-        while Path(f"/proc/{pid}").exists():
-            try:
-                fd = os.open(self._folder / f"end.{pid}", os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:
-                await asyncio.sleep(_RETRY_S)
-                continue
-            with contextlib.suppress(BrokenPipeError), os.fdopen(fd, "wb") as pipe:
-                pipe.write(b"%d\n%b" % (end.code, end.text))
-            self._asking.discard(pid)
-            return
-
-
-def _host_of(address: str) -> str:
-    return _LOOPBACK if address.startswith("inproc:") else str(get_address_host(address))
-
-
-# -- on the other nodes -----------------------------------------------------------------------
 
 
 class _Process:
@@ -453,8 +279,8 @@ class Parts:
         )
         segments = folder if order.has_neighbours else None
         told = {**self._told, **visible}
-        different = _environment_of(grant, self._shape, told, part.mark, segments)
-        _write_environment(folder, different)
+        different = environment_of(grant, self._shape, told, part.mark, segments)
+        write_environment(folder, different)
         part.has_entered = asyncio.ensure_future(self._admission.enter(grant))
         return part
 
@@ -491,5 +317,5 @@ class Parts:
                 return End(code=code or 1)
             output.seek(max(0, output.seek(0, os.SEEK_END) - _TAIL_BYTES))
             tail: bytes = output.read() if code else b""
-        problems = {path.name: path.read_bytes() for path in part.folder.glob(f"{PROBLEM}*")}
+        problems = {path.name: path.read_bytes() for path in part.folder.glob(PROBLEMS)}
         return End(code=abs(code), text=tail, problems=problems, verdict=process.verdict)

@@ -26,6 +26,9 @@ from exadask.rank_launcher import launcher_here, takes_several_nodes
 from exadask.resources import Resources
 from exadask.runtime import binding
 
+PROBLEMS = "problem.*"
+"""The files where ranks on several nodes write what went wrong; see `exadask.runtime.rank`."""
+
 _START, _REACH = (str(Path(__file__).with_name(name)) for name in ("ranks.sh", "reach.sh"))
 # What outer MPI programs say, and inner ones would believe.
 _OF_OTHERS = ("PMI_", "PMIX_", "OMPI_", "MPI_LOCAL")
