@@ -67,6 +67,9 @@ class Books:
         for cls in reserving.values():
             starts = [self.nodes.by_id[name].seat_start for name in cls.reserved]
             assert cls.reserved_start == max(starts), "the start of a reservation is wrong"
+            nodes = [self.nodes.by_id[name] for name in cls.reserved]
+            assert cls.reserved_mask == sum(node.bit for node in nodes), "reserved bits"
+            assert cls.reserved_until <= min(node.ends_at for node in nodes), "reserved time"
 
     def tick(self, now: float) -> float:
         """Note the time, which never runs backwards; return it."""
@@ -113,13 +116,15 @@ class Books:
         """Bring the sets of nodes, and a reservation, up to date with a node."""
         cls = node.reserved_for
         if cls is not None:
+            was, before = node.seat_start, cls.reserved_start
             node.seat_start = node.earliest_start(node.reserved_seat, self.now, alone=cls.alone)
-            before = cls.reserved_start
-            cls.reserved_start = self._start_of(cls)
+            if node.seat_start >= before:
+                cls.reserved_start = node.seat_start
+            elif was == before:  # the last of them: another is that now
+                cls.reserved_start = self._start_of(cls)
             if cls.reserved_start > before:  # there is more time for others, on all its nodes
                 has_gained = True
-                for name in cls.reserved:
-                    self.nodes.fresh |= self.nodes.by_id[name].bit
+                self.nodes.fresh |= cls.reserved_mask
         self.nodes.update(node, has_gained=has_gained)
 
     def reserve(self, cls: TaskClass, seats: Sequence[Seat], now: float) -> None:
@@ -132,17 +137,35 @@ class Books:
             node.seat_start = node.earliest_start(seat, now, alone=cls.alone)
             self.nodes.update(node, has_gained=False)
         cls.reserved_start = self._start_of(cls)
+        cls.reserved_mask = sum(node.bit for node, _ in seats)
+        cls.reserved_until = min(node.ends_at for node, _ in seats)
 
     def drop_reservation(self, cls: TaskClass | None) -> None:
         """End the reservation of a class, if it has one; its nodes open."""
         if cls is None or not cls.reserved:
             return
-        names, cls.reserved, cls.reserved_start = cls.reserved, (), math.inf
+        names, cls.reserved, cls.reserved_mask = cls.reserved, (), 0
+        cls.reserved_start = math.inf
         self.has_news = True
         for name in names:
             node = self.nodes.by_id[name]
             node.reserved_for, node.seat_start = None, math.inf
             self.changed(node, has_gained=True)
+
+    def can_keep(self, cls: TaskClass, fresh: int) -> bool:
+        """Whether the nodes that are reserved for a class, if any, can still ever run its head.
+
+        Parameters
+        ----------
+        cls : TaskClass
+            The class.
+        fresh : int
+            The nodes that have changed since this was asked last.
+        """
+        if self.now + (cls.request.time_s or 0.0) > cls.reserved_until:
+            return not cls.reserved
+        changed = self.nodes.members(cls.reserved_mask & fresh)
+        return all(one.could_ever_start(one.reserved_seat, self.now) for one in changed)
 
     def _start_of(self, cls: TaskClass) -> float:
         return max(self.nodes.by_id[name].seat_start for name in cls.reserved)

@@ -81,7 +81,9 @@ def seats_to_reserve(
         if one is cls:
             break
         before.add(one)
-    kept = sum(nodes.by_id[name].bit for one in before for name in one.reserved)
+    kept = 0
+    for one in before:
+        kept |= one.reserved_mask
     mask = nodes.runnable(cls) & nodes.takeable & ~kept & nodes.room.lasting(cls.request, now)
     best, best_start = None, math.inf
     for allocation in nodes.allocations:

@@ -247,8 +247,7 @@ class NodeIndex:
     def usable(self, cls: TaskClass) -> int:
         """Return the nodes where a class may be placed, if they have room."""
         usable = self.open
-        for name in cls.reserved:
-            usable |= self.by_id[name].bit & self._reserved
+        usable |= cls.reserved_mask & self._reserved
         if cls.request.time_s is not None:
             usable |= self._reserved  # `can_take` looks at the times
         return usable & self._idle if cls.alone else usable

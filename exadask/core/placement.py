@@ -179,6 +179,7 @@ class Placement:
         cls = changed.reserved_for
         if cls is not None:
             start = 0.0 if cls.reserved_start == math.inf else cls.reserved_start
+            cls.reserved_until = min(cls.reserved_until, changed.ends_at)
             if not changed.has_time(cls.request, max(self._books.now, start)):
                 self._books.drop_reservation(cls)
         self._books.changed(changed, has_gained=changed.ends_at > was_at)
@@ -452,10 +453,8 @@ class Placement:
         while True:
             self._admit_fresh(round_)
             for cls in list(self._queue.urgent):
-                for node in [self._nodes.by_id[name] for name in cls.reserved]:
-                    if not node.could_ever_start(node.reserved_seat, round_.now):
-                        self._books.drop_reservation(cls)
-                        break
+                if not self._books.can_keep(cls, round_.fresh):
+                    self._books.drop_reservation(cls)
                 if not self._place_head(cls, round_) and not cls.reserved:
                     self._reserve(cls, round_.now)
             if not self._nodes.fresh:

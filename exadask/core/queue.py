@@ -59,8 +59,12 @@ class TaskClass:
         Since when others have been placed over it while it placed nothing [s].
     reserved : tuple of NodeId
         The nodes that are kept for its head: one, or all that a gang needs.
+    reserved_mask : int
+        The same as a set of bits.
     reserved_since : float
         When that began [s].
+    reserved_until : float
+        When the first of these nodes ends [s].
     reserved_start : float
         When its head can start there at the latest, as far as is known; inf if it is not [s].
     hope, hope_round, runnable, runnable_version
@@ -83,8 +87,10 @@ class TaskClass:
         "rank",
         "request",
         "reserved",
+        "reserved_mask",
         "reserved_since",
         "reserved_start",
+        "reserved_until",
         "runnable",
         "runnable_version",
         "warm_key",
@@ -103,7 +109,8 @@ class TaskClass:
         self.is_settled = False
         self.overtaken_since: float | None = None
         self.reserved: tuple[NodeId, ...] = ()
-        self.reserved_since, self.reserved_start = 0.0, math.inf
+        self.reserved_mask = 0
+        self.reserved_since, self.reserved_start, self.reserved_until = 0.0, math.inf, math.inf
         self.hope = self.hope_round = self.runnable = 0
         self.runnable_version = -1
         self.watched = -1

@@ -254,7 +254,7 @@ class Yielding:
         hope = self._nodes.runnable(cls) & self._nodes.usable(cls) & ~struck.mask
         hope &= self._nodes.room.lasting(cls.request, now)
         if cls.reserved:
-            hope &= sum(self._nodes.by_id[name].bit for name in cls.reserved)
+            hope &= cls.reserved_mask
         best: list[Held] = []
         best_cost, n_compared = (0, 0, 0), 0
         for level in reversed(self._order[bisect_left(self._order, priority + 1) :]):

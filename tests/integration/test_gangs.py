@@ -338,6 +338,7 @@ def test_ranks_are_tried_again(two: xd.Executor, tmp_path: Path) -> None:
         comm.Barrier()
         if comm.rank == 0:
             note(folder, "begun")
+        comm.Barrier()
         if not has_begun:
             raise OSError("the file system was busy")
         return int(comm.size)

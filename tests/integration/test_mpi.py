@@ -270,6 +270,7 @@ def test_ranks_are_tried_again(four: xd.Executor, tmp_path: Path) -> None:
         comm.Barrier()
         if comm.rank == 0:
             note(folder, "begun")
+        comm.Barrier()
         if not has_begun:
             raise OSError("the file system was busy")
         return int(comm.size)
@@ -305,7 +306,7 @@ def test_ranks_that_do_not_see_each_other_are_told_apart(four: xd.Executor) -> N
         ({"nodes": 2, "ranks_per_node": True}, InvalidRequest, "ranks_per_node=True"),
         ({"ranks": 8, "nodes": 2, "ranks_per_node": 3}, InvalidRequest, "do not go together"),
         ({"ranks": 2, "gather": "some"}, InvalidRequest, "gather='some'"),
-        ({"ranks": 2, "launcher": "srun {nodes}"}, InvalidRequest, "launcher='srun {nodes}'"),
+        ({"ranks": 2, "launcher": "srun {host}"}, InvalidRequest, "launcher='srun {host}'"),
         ({"ranks": 2, "launcher": ""}, InvalidRequest, "it is no command"),
         ({"rank": 2}, InvalidRequest, "unknown task option 'rank'"),
     ],
