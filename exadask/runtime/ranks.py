@@ -253,8 +253,9 @@ def _who(layout: Layout, gang: inside.Gang | None, cores: tuple[int, ...]) -> di
         return told | {"EXADASK_GANG": gang.folder, "EXADASK_HOSTFILE": f"{gang.folder}/hosts"}
     variables = (name for name in binding.GPU_VARIABLES.values() if os.environ.get(name))
     told["EXADASK_GPU_VARIABLE"] = next(variables, "")
-    # If the shape is declared, it binds nobody.
-    told["EXADASK_PART_CORES"] = ",".join(map(str, cores))
+    # A declared shape binds nobody, nor does a program that is called inside a smaller task.
+    is_enough = len(cores) >= layout.ranks * each.cores
+    told["EXADASK_PART_CORES"] = ",".join(map(str, cores if is_enough else ()))
     return told
 
 

@@ -403,6 +403,13 @@ def test_a_command_runs_as_ranks(four: xd.Executor, launcher: str | None) -> Non
     shutil.rmtree(result.directory.parent)
 
 
+def test_a_program_with_more_ranks_than_the_task_has_cores_runs_unbound(
+    ex: xd.Executor, tmp_path: Path
+) -> None:
+    program = xd.command("echo rank", ranks=3, directory=tmp_path)
+    assert ex.submit(lambda: program().stdout).result(LONG_S) == "rank\n" * 3
+
+
 def test_a_command_may_start_its_ranks_itself(four: xd.Executor) -> None:
     script = xd.command("echo first; $EXADASK_MPIEXEC echo rank", ranks=3)
     result = script.submit().result(LONG_S)
