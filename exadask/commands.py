@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from exadask.errors import CommandFailed, InvalidRequest, OutputMissing, shown
 from exadask.files import File
 from exadask.rank_launcher import check_launcher
-from exadask.ranks import OF_RANKS, parse_ranks
+from exadask.ranks import parse_ranks
 from exadask.runtime.ranks import Layout, prefix
-from exadask.tasks import Task, TaskOptions
+from exadask.tasks import OF_RANKS, Task, TaskOptions
 
 if TYPE_CHECKING:
     from exadask.future import Future

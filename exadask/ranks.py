@@ -9,12 +9,8 @@ from typing import Any
 from exadask.errors import InvalidRequest, shown
 from exadask.resources import Resources
 from exadask.runtime.ranks import Layout
-from exadask.tasks import TaskOptions
+from exadask.tasks import OF_RANKS, TaskOptions
 
-OF_RANKS = (
-    *("ranks", "nodes", "ranks_per_node"),
-    *("cores_per_rank", "gpus_per_rank", "memory_per_rank"),
-)
 _MOST = 2**31
 _OF_TASK = {"cores": "cores_per_rank", "gpus": "gpus_per_rank", "memory": "memory_per_rank"}
 

@@ -348,6 +348,12 @@ def _local_state(setup: Callable[[], Any]) -> Any:
     return _states[setup]
 
 
+OF_RANKS = (
+    *("ranks", "nodes", "ranks_per_node"),
+    *("cores_per_rank", "gpus_per_rank", "memory_per_rank"),
+)
+"""Options of programs with ranks alone; see `exadask.ranks`."""
+
 _MEANT = {"mem": ["memory"], "ram": ["memory"], "cpus": ["cores"], "walltime": ["time"]}
 
 
@@ -355,6 +361,9 @@ def _reject_unknown(options: Mapping[str, Any]) -> None:
     import difflib
 
     for name in options:
+        if name in OF_RANKS:
+            where = f"{name}= is for programs with ranks: @xd.mpi, or xd.command."
+            raise InvalidRequest(f"unknown task option {name!r}.", where)
         if name not in _KNOWN:
             near = _MEANT.get(name) or difflib.get_close_matches(name, _KNOWN, n=1)
             hint = f"Did you mean {near[0]!r}?" if near else f"Known are: {', '.join(_KNOWN)}."

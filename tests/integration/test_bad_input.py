@@ -134,6 +134,7 @@ OPTIONS = [
             ("gpu", "Did you mean 'gpus'?"),
             ("mem", "Did you mean 'memory'?"),
             ("retry", "Did you mean"),
+            ("nodes", "nodes= is for programs with ranks: @xd.mpi"),
             ("colour", "Known are: cores, gpus, memory"),
         ]
     ),
