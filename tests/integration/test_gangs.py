@@ -210,6 +210,15 @@ def test_gangs_and_single_tasks_share_the_nodes(two: xd.Executor) -> None:
     assert {one.node for one in wide} == {one.node for one in wide if one.node is not None}
 
 
+def test_a_task_may_wait_for_a_gang_that_needs_its_own_cores(two: xd.Executor) -> None:
+    def outer() -> int:
+        inner = on_nodes(lambda comm: comm.size, cores_per_rank=2)
+        return int(inner.submit().result())
+
+    calls = [two.submit(outer) for _ in range(3)]
+    assert [one.result(LONG_S) for one in calls] == [2, 2, 2]
+
+
 # -- how long it waits --------------------------------------------------------------------------
 
 

@@ -161,3 +161,20 @@ def test_the_death_of_a_nodes_daemon_does_not_hurt_a_gang(slurm: Any, tmp_path: 
     finally:
         slurm.start_daemon("gpu2")
         eventually(slurm.nodes_are_up, timeout_s=LONG_S)
+
+
+def test_a_gang_whose_allocation_is_cancelled_starts_again_uncounted(
+    slurm: Any, tmp_path: Path
+) -> None:
+    with executor_of(tmp_path, nodes=2) as executor:
+        wide = xd.mpi(nodes=2, ranks_per_node=2)(hang)
+        future = executor.submit(wide, str(tmp_path))
+        ranks = ranks_in(tmp_path, 4)
+        for one in range(4):
+            (tmp_path / str(one)).unlink()
+        slurm.run("scancel", *(job["id"] for job in slurm.jobs()))
+        again = ranks_in(tmp_path, 4)
+        eventually(lambda: not any(is_alive(pid) for _, pid, _ in ranks), timeout_s=LONG_S)
+        assert {pid for _, pid, _ in again}.isdisjoint(pid for _, pid, _ in ranks)
+        assert not future.done()
+        future.cancel()
