@@ -171,11 +171,16 @@ def main(
     depths: tuple[str, ...] = ("10", "20", "50", "100", "200"),
     cells: tuple[str, ...] = ("20", "40", "80"),
     ranks: int = 2,
+    nodes: int = 0,
     results: Path = Path("results/ensemble-mpi"),
 ) -> Path:
-    """Run for these depths [m] and grids; returns the folder with the results."""
+    """Run for these depths [m] and grids; returns the folder with the results.
+
+    Without `nodes` the ranks of a member are on one node, if it has room for all.
+    """
     began = time.perf_counter()
-    simulate = xd.mpi(ranks=ranks, memory_per_rank="512MiB", time="10m")(swing)
+    layout = xd.mpi(ranks=ranks, nodes=nodes or None, memory_per_rank="512MiB", time="10m")
+    simulate = layout(swing)
     futures: dict[tuple[float, int], xd.Future[Member]] = {}
     for depth in map(float, depths):
         for count in map(int, cells):

@@ -54,12 +54,14 @@ def test_members_that_fail_are_told_and_stop_nobody(results: Path) -> None:
 def test_the_ranks_make_no_difference(recipe: ModuleType) -> None:
     seiche: Any = sys.modules["seiche"]
     basin = seiche.Basin(depth=30.0)
-    with xd.Executor(nodes=[xd.NodeShape.declare(cores=4)]):
-        one, three = (
-            xd.mpi(ranks=ranks)(seiche.swing).submit(basin, 20).result(60) for ranks in (1, 3)
+    with xd.Executor(nodes=[xd.NodeShape.declare(cores=4)] * 2):
+        one, three, apart = (
+            xd.mpi(ranks=ranks, nodes=nodes)(seiche.swing).submit(basin, 20).result(60)
+            for ranks, nodes in ((1, 1), (3, 1), (4, 2))
         )
-    assert (one.n_ranks, three.n_ranks) == (1, 3)
+    assert (one.n_ranks, three.n_ranks, apart.n_ranks) == (1, 3, 4)
     assert np.allclose(one.amplitudes, three.amplitudes, rtol=0, atol=1e-12)
+    assert np.allclose(one.amplitudes, apart.amplitudes, rtol=0, atol=1e-12)
 
 
 def test_a_wave_that_was_not_seen_to_swing_is_refused(recipe: ModuleType) -> None:
