@@ -44,7 +44,7 @@ def family_of(pid: int | None, mark: str) -> set[int]:
     found = _bearing(f"{MARK}={mark}".encode(), b"\0")
     if pid is not None:
         found |= {pid, *descendants_of([pid]).get(pid, ())}
-    return {member for member in found if _is_alive(member)}
+    return {member for member in found if is_alive(member)}
 
 
 def marked(prefix: str) -> set[int]:
@@ -137,11 +137,11 @@ def end_family(pid: int | None, mark: str, *, grace_s: float) -> None:
     if grace_s > 0:
         _signal(members, signal.SIGTERM)
         deadline = time.monotonic() + grace_s
-        while time.monotonic() < deadline and any(map(_is_alive, members)):
+        while time.monotonic() < deadline and any(map(is_alive, members)):
             time.sleep(_POLL_S)
     for _ in range(_KILL_ATTEMPTS):  # they may start others while we look
         # a large process that is ending has lost its mark and its parent before its memory
-        members = {one for one in members if _is_alive(one)} | family_of(pid, mark)
+        members = {one for one in members if is_alive(one)} | family_of(pid, mark)
         if not members:
             return
         _signal(members, signal.SIGKILL)
@@ -154,7 +154,8 @@ def _signal(pids: Iterable[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -239,10 +239,8 @@ class Parts:
 
     async def close(self) -> None:
         """End all parts."""
-        for share, part in list(self._parts.items()):
-            del self._parts[share]
-            self._over.append(share)
-            self._ending.start(self._end(share, part))
+        for share in list(self._parts):
+            self.on_end(share)
         await self._ending.finish()
 
     async def _end(self, share: int, part: _Part) -> None:

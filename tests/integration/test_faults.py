@@ -22,7 +22,7 @@ import pytest
 
 import exadask as xd
 from exadask.errors import MemoryExceeded, TaskCrashed, TimeExceeded
-from exadask.runtime.limits import MARK, marked
+from exadask.runtime.limits import MARK, is_alive, marked
 from exadask.testing.waiting import eventually
 
 # Children shall not import this module: pytest's memory would count as the task's.
@@ -61,13 +61,6 @@ def neighbours(node: xd.Executor, tmp_path: Path) -> Iterator[list[xd.Future[Any
     go.touch()
     assert [future.result(30) for future in futures] == [(n, 0) for n in range(N_NEIGHBOURS)]
     assert {future.attempts for future in futures} == {1}
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def noted_pids(notes: Path) -> list[int]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
-import psutil
 import pytest
 
 import exadask as xd
@@ -28,6 +27,7 @@ from exadask.errors import (
     TimeExceeded,
 )
 from exadask.runtime.cluster import EmbeddedCluster
+from exadask.runtime.limits import is_alive
 from exadask.testing.waiting import eventually
 
 # Children shall not import this module: pytest's memory would count as the task's.
@@ -89,13 +89,6 @@ def note(folder: Path, name: object, text: object = "") -> None:
     draft = folder / f"{name}.draft"
     draft.write_text(str(text))
     draft.rename(folder / str(name))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def hang(comm: Any, folder: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import cloudpickle
 import numpy as np
-import psutil
 import pytest
 
 import exadask as xd
@@ -27,6 +26,7 @@ from exadask.errors import (
     TimeExceeded,
 )
 from exadask.runtime import ranks as ranks_module
+from exadask.runtime.limits import is_alive
 from exadask.runtime.ranks import Layout, prefix
 from exadask.testing.waiting import eventually
 
@@ -69,13 +69,6 @@ def note(folder: Path, name: object, text: object = "") -> None:
     draft = folder / f"{name}.draft"
     draft.write_text(str(text))
     draft.rename(folder / str(name))
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def hang(comm: Any, folder: Path) -> None:

@@ -11,11 +11,11 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import exadask as xd
 from exadask.errors import DependencyFailed, ImpossibleRequest, InvalidRequest, ServiceFailed
+from exadask.runtime.limits import is_alive
 from exadask.services import Server
 from exadask.testing.waiting import eventually
 from tests.integration.test_local_pool import Site
@@ -69,13 +69,6 @@ def ask(server: Any, path: str = "/") -> str:
 def starts(script: Path) -> list[int]:
     file = script.parent / "starts"
     return [int(line) for line in file.read_text().split()] if file.exists() else []
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import pytest
 
 import exadask as xd
 from exadask.runtime import gateway, pooled_cluster
+from exadask.runtime.limits import is_alive
 from exadask.testing.waiting import eventually
 
 pytestmark = pytest.mark.dask
@@ -137,13 +138,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, Pat
     """A scheduler for all tests that leave it alone."""
     with standing(tmp_path_factory.mktemp("standing")) as found:
         yield found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def pid_of(run: Path) -> int:

@@ -16,6 +16,7 @@ import pytest
 import exadask as xd
 from exadask.cpulist import parse_cpulist
 from exadask.errors import RanksFailed
+from exadask.runtime.limits import is_alive
 from exadask.testing.waiting import eventually
 
 pytest.importorskip("mpi4py", reason="functions on ranks need it")
@@ -59,11 +60,13 @@ def ranks_in(folder: Path, count: int) -> list[tuple[str, int, str]]:
     return [(node, int(pid), mark) for node, pid, mark in texts]
 
 
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def begun(executor: xd.Executor, folder: Path) -> tuple[Any, list[tuple[str, int, str]]]:
+    """Let four ranks hang on two nodes; what they leave is taken away, for the next attempt."""
+    future = executor.submit(xd.mpi(nodes=2, ranks_per_node=2)(hang), str(folder))
+    ranks = ranks_in(folder, 4)
+    for one in range(4):
+        (folder / str(one)).unlink()
+    return future, ranks
 
 
 def of_node(command: str, mark: str) -> int:
@@ -134,11 +137,7 @@ def test_a_gang_whose_agent_is_killed_starts_again_in_another_allocation(
     slurm: Any, index: int, tmp_path: Path
 ) -> None:
     with executor_of(tmp_path, nodes=2) as executor:
-        wide = xd.mpi(nodes=2, ranks_per_node=2)(hang)
-        future = executor.submit(wide, str(tmp_path))
-        ranks = ranks_in(tmp_path, 4)
-        for one in range(4):
-            (tmp_path / str(one)).unlink()
+        future, ranks = begun(executor, tmp_path)
         os.kill(of_node("exadask", ranks[index][2]), signal.SIGKILL)
         again = ranks_in(tmp_path, 4)
         assert {pid for _, pid, _ in again}.isdisjoint(pid for _, pid, _ in ranks)
@@ -167,11 +166,7 @@ def test_a_gang_whose_allocation_is_cancelled_starts_again_uncounted(
     slurm: Any, tmp_path: Path
 ) -> None:
     with executor_of(tmp_path, nodes=2) as executor:
-        wide = xd.mpi(nodes=2, ranks_per_node=2)(hang)
-        future = executor.submit(wide, str(tmp_path))
-        ranks = ranks_in(tmp_path, 4)
-        for one in range(4):
-            (tmp_path / str(one)).unlink()
+        future, ranks = begun(executor, tmp_path)
         slurm.run("scancel", *(job["id"] for job in slurm.jobs()))
         again = ranks_in(tmp_path, 4)
         eventually(lambda: not any(is_alive(pid) for _, pid, _ in ranks), timeout_s=LONG_S)

@@ -21,6 +21,7 @@ from exadask.runtime.limits import (
     end_family,
     exact_memory_of,
     family_of,
+    is_alive,
     marked,
     memory_of,
 )
@@ -70,13 +71,6 @@ def pid_in(tmp_path: Path) -> int:
     file = tmp_path / "pid"
     eventually(lambda: file.exists() and file.read_text().endswith("\n"))
     return int(file.read_text())
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def allocating(megabytes: int) -> str:
