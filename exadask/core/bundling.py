@@ -97,6 +97,10 @@ class Queued(Protocol):
         """How many calls its user wants in a bundle [calls]; None leaves it to the lane."""
 
     @property
+    def most_together(self) -> int | None:
+        """How many calls may be in its bundle at most [calls]; None: as many as suit."""
+
+    @property
     def is_dropped(self) -> bool:
         """Whether nobody wants it any more."""
 
@@ -193,7 +197,7 @@ class Lane(Generic[C]):
     >>> lane = Lane(Pace(), estimates := Estimates())
     >>> for number in range(100):
     ...     lane.add(SimpleNamespace(function="f", number=number, is_single=False, nbytes=0,
-    ...                              bundle=None, is_dropped=False))
+    ...                              bundle=None, most_together=None, is_dropped=False))
     >>> len(lane.next_bundle())  # nothing is known yet
     1
     >>> estimates.of("f").measured(0.01)
@@ -269,7 +273,8 @@ class Lane(Generic[C]):
             calls = max(1.0, self._bound_s() / max(estimate.mean_s, 1e-9))
         else:
             calls = head.bundle
-        return math.ceil(len(self._queue) / min(calls, self._pace.most_calls))
+        most = min(head.most_together or math.inf, self._pace.most_calls)
+        return math.ceil(len(self._queue) / min(calls, most))
 
     def limit_s(self, bundle: Sequence[C]) -> float:
         """Say after how long a bundle should begin no other call [s]."""
@@ -305,10 +310,11 @@ class Lane(Generic[C]):
         bundle = [first]
         if self._travels_alone(first, estimate):
             return bundle
-        function, size, is_loner = first.function, first.bundle, False
+        function, size, together = first.function, first.bundle, first.most_together
+        is_loner = False
         mean_s, left_bytes = estimate.mean_s, pace.most_bytes - first.nbytes
         left_s = (self._budget_s(estimate) if size is None else math.inf) - mean_s
-        most = min(size or pace.most_calls, pace.most_calls)
+        most = min(size or pace.most_calls, together or pace.most_calls, pace.most_calls)
         while queue and len(bundle) < most:  # for every call: as little as can be
             call = queue[0]
             if call.is_dropped:
@@ -319,7 +325,8 @@ class Lane(Generic[C]):
                 mean_s, is_loner = estimate.mean_s, self._travels_alone(call, estimate)
             left_s -= mean_s
             left_bytes -= call.nbytes
-            if is_loner or call.is_single or call.bundle != size or left_s < 0 or left_bytes < 0:
+            is_alike = call.bundle == size and call.most_together == together
+            if is_loner or call.is_single or not is_alike or left_s < 0 or left_bytes < 0:
                 break
             bundle.append(queue.popleft())
         return bundle

@@ -93,6 +93,8 @@ class Call:
         What it has in common with calls that last as long.
     bundle : int or None
         How many calls its user wants in a bundle [calls]; None: as many as suit.
+    most_together : int or None
+        How many calls may be in its bundle at most [calls]; None: as many as suit.
     nbytes : int
         Size of its arguments [bytes]; 0 if they are tiny.
     is_single : bool
@@ -141,6 +143,7 @@ class Call:
     is_single = is_dropped = has_value = is_lasting = False
     n_retried = index = n_missing = nbytes = number = journal = 0
     bundle: int | None = None
+    most_together: int | None = None
     value: Any = None
     remote: DaskFuture | None = None
     error: BaseException | None = None

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _CALL_S = 5e-6  # what a call costs a slot beside the time of its function
 _NOTABLE_S = 5e-3  # a call of a map that lasts so long is written down by itself
 _UNSEEN_S = 0.1  # news from a slot are not older
+_FEW_SUSPECTS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,9 +327,22 @@ class BundleTask:
         self._end()
         if is_suspect:
             undone = [call for call in self.calls if call is not None]
-            for call in undone[: self._n_suspects()]:
-                call.is_single = True  # one of these ran when the node died
+            self._part(undone[: self._n_suspects()])
         self._put_back(self.calls, is_lost=True)
+
+    @staticmethod
+    def _part(suspects: Sequence[Call]) -> None:
+        """Let calls, one of which ran when the node died, travel alone; many first in small parts.
+
+        Thousands of short calls that all travelled alone would take longer than all others.
+        """
+        n_suspects = len(suspects)
+        is_last = n_suspects <= _FEW_SUSPECTS or suspects[0].most_together is not None
+        for call in suspects:
+            if is_last:
+                call.is_single = True
+            else:
+                call.most_together = math.isqrt(n_suspects)
 
     def finished(self) -> None:
         """Take the news that its result is in the cluster."""

@@ -50,13 +50,20 @@ class BundlingMachine(RuleBasedStateMachine):
         is_single=st.sampled_from([False] * 5 + [True]),
         nbytes=st.sampled_from([0, 0, 0, 5, 60, 1000]),
         bundle=st.sampled_from([None] * 5 + [2, 7, 1000]),
+        most_together=st.sampled_from([None] * 5 + [3, 20]),
         count=st.sampled_from([1, 2, 5, 50, 200]),
     )
     def submit(
-        self, function: str, is_single: bool, nbytes: int, bundle: int | None, count: int
+        self,
+        function: str,
+        is_single: bool,
+        nbytes: int,
+        bundle: int | None,
+        most_together: int | None,
+        count: int,
     ) -> None:
         for _ in range(count):
-            call = Call(0.0, function, is_single=is_single, nbytes=nbytes, bundle=bundle)
+            call = Call(0.0, function, is_single, nbytes, bundle, most_together)
             self.calls.append(call)
             self.n_done[id(call)] = 0
             self.queue.append(call)
@@ -114,6 +121,8 @@ class BundlingMachine(RuleBasedStateMachine):
         assert not any(call.is_single for call in bundle)
         assert {call.bundle for call in bundle} == {first.bundle}
         assert sum(call.nbytes for call in bundle) <= PACE.most_bytes
+        assert {call.most_together for call in bundle} == {first.most_together}
+        assert len(bundle) <= (first.most_together or PACE.most_calls)
         assert len(bundle) <= min(first.bundle or PACE.most_calls, PACE.most_calls)
         if first.bundle is None:
             assert all(one.is_known and not one.is_heavy for one in estimates)

@@ -36,6 +36,7 @@ class Call:
     is_single: bool = False
     nbytes: int = 0
     bundle: int | None = None
+    most_together: int | None = None
     is_dropped: bool = False
 
 

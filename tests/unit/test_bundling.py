@@ -128,6 +128,13 @@ def test_no_bundle_has_more_calls_than_a_board() -> None:
     assert sizes(lane) == [10, 10, 10]
 
 
+def test_suspects_travel_in_small_bundles_of_their_own() -> None:
+    suspects = [Call(0.0, most_together=3) for _ in range(7)]
+    lane = lane_of(*suspects, *(Call(0.0) for _ in range(5)), known={"f": 1e-6})
+    assert sizes(lane) == [3, 3, 1, 5]
+    assert lane_of(*suspects, known={"f": 1e-6}).n_bundles() == 3
+
+
 def test_large_arguments_bound_a_bundle() -> None:
     pace = Pace(most_bytes=100)
     lane = lane_of(*(Call(0.0, nbytes=30) for _ in range(5)), known={"f": 1e-6}, pace=pace)
