@@ -80,8 +80,8 @@ class Progress:
 class Board:
     """The shared memory, seen from either side; made by `Board.create` or `Board.attach`.
 
-    Not thread-safe. The child alone calls `begin`, `is_dropped` and `put`; the agent alone calls
-    the others, and `reset` only while the child has nothing to do. Nothing here blocks.
+    Not thread-safe. The child alone calls `begin` and `put`; the agent alone calls the others, and
+    `reset` only while the child has nothing to do. Nothing here blocks.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ class Board:
             view.release()
         self._memory.close()
 
-    def begin(self, index: int, start_s: float, out: int, err: int) -> None:
+    def begin(self, index: int, start_s: float, out: int, err: int) -> bool:
         """Say that a call begins now, unless it turns out to be dropped.
 
         Parameters
@@ -174,6 +174,11 @@ class Board:
             The time on the clock of `time.monotonic` [s].
         out, err : int
             How much has been written to stdout and stderr [bytes].
+
+        Returns
+        -------
+        bool
+            Whether it begins. If not, the agent sees again what had begun before.
 
         Raises
         ------
@@ -186,7 +191,12 @@ class Board:
         # The index comes last, and each call has a record of its own that nobody writes again:
         # whoever sees the index finds the record complete, however late it is read. So an old
         # start never meets a new index, and the reader has nothing to compare and retry.
-        self._words[_BEGUN] = index + 1
+        before, self._words[_BEGUN] = self._words[_BEGUN], index + 1
+        if self._drops[index]:  # to be asked only now, see `drop`
+            self._words[_BEGUN] = before
+            self._starts_s[index] = 0.0
+            return False
+        return True
 
     def progress(self) -> Progress:
         """Read how far the child is; any time, even if it was killed while it wrote.
@@ -220,7 +230,7 @@ class Board:
 
         The child says that a call begins, and then looks here. So some milliseconds later, when
         each side sees what the other had written, marked calls beyond ``progress().index`` will
-        never start; those up to it may have started, and the child knows which have not.
+        never start. Of those up to it none has been left out if the last one was marked first.
 
         Parameters
         ----------
@@ -234,10 +244,6 @@ class Board:
         """
         for index in indices:
             self._drops[index] = 1
-
-    def is_dropped(self, index: int) -> bool:
-        """Whether a call must not be started: to be asked right after `begin`."""
-        return self._drops[index] != 0
 
     def reset(self) -> None:
         """Forget progress and drops, before the order of the next bundle; the outbox stays."""

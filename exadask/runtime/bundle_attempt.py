@@ -90,7 +90,8 @@ class BundleAttempt:
         self._kept_item: Item | None = None
         self.must_yield = False  # it was asked to begin no other call
         self._is_announced = False
-        self._stopping = -1  # the call that is being ended, and no other is begun meanwhile
+        self._stopping = -1  # the call that is being ended
+        self._is_halted = False  # no other is begun in this slot, but in the next
         self._verdict: ExadaskError | None = None
         self._ending: asyncio.Task[None] | None = None
         self._background = Background()
@@ -158,7 +159,7 @@ class BundleAttempt:
         board.reset()
         board.drop(self._dropped | self._gone)
         self.slot, self._verdict, self._ending, self.has_worn_slot = slot, None, None, False
-        self._stopping = -1
+        self._stopping, self._is_halted = -1, False
         slot.on_item = self._on_item
         if self.is_cancelled:
             self._end(0)
@@ -203,7 +204,9 @@ class BundleAttempt:
             if progress.index <= self._last_done:
                 continue
             lasted_s = time.monotonic() - progress.start_s
-            if limit_s is not None and lasted_s > limit_s and self._stopping < 0:
+            if self._stopping < 0 and progress.index in self._dropped:
+                await self._stop(slot, progress.index, self._kill_grace_s)
+            elif self._stopping < 0 and limit_s is not None and lasted_s > limit_s:
                 name = self.bundle.kind_at(progress.index).name
                 verdict = TimeExceeded(name, limit_s, self.node)
                 await self._stop(slot, progress.index, self._kill_grace_s, verdict)
@@ -266,7 +269,7 @@ class BundleAttempt:
         begun = board.progress().index
         rest = set(range(begun + 1, self.bundle.count)) - self._dropped - self._gone
         self._gone |= rest
-        board.drop(rest)
+        board.drop(sorted(rest, reverse=True))
         await asyncio.sleep(_SEEN_S)
         if self.slot is slot and not self.is_over:
             self._return(one for one in rest if one > board.progress().index)
@@ -285,7 +288,7 @@ class BundleAttempt:
     ) -> None:
         """End the call that runs; first make sure that the signal will meet no other."""
         board = slot.board()[0]
-        self._stopping = index
+        self._stopping, self._is_halted = index, True
         # The last one first, so that the child never skips one and begins a later one.
         board.drop(range(self.bundle.count - 1, index, -1))
         await asyncio.sleep(_SEEN_S)
@@ -295,6 +298,8 @@ class BundleAttempt:
         if board.progress().index == index > self._last_done:
             self._verdict = verdict
             self._end(grace_s)
+        else:  # it is over, and another had begun before it was marked: that may be ended too
+            self._stopping = -1
 
     def _return(self, indices: Iterable[int]) -> None:
         back = sorted(indices)
@@ -314,13 +319,13 @@ class BundleAttempt:
             await self._ending
             self.has_worn_slot = True
         else:
-            self.has_worn_slot = self._stopping >= 0 or slot.is_worn(done)
+            self.has_worn_slot = self._is_halted or slot.is_worn(done)
             if self.has_worn_slot:
                 await slot.end(0)
         if self.is_cancelled:
             raise Cancelled
-        if self._stopping >= 0:  # those behind it were not begun
-            return max(self._stopping, self._last_done) + 1
+        if self._is_halted:  # those behind it were not begun
+            return self._last_done + 1
         if done.has_children:
             return done.stop
         rest = set(range(done.stop, self.bundle.count)) - self._dropped - self._gone

@@ -78,8 +78,7 @@ class BundleRunner:
             here.began_s = start_s = clock()
             if start_s - began_s > bundle.bound_s and index > order.start:
                 return BundleDone(stop=index, has_children=False)
-            board.begin(index, start_s, streams.out, streams.err)
-            if board.is_dropped(index):
+            if not board.begin(index, start_s, streams.out, streams.err):
                 continue
             arguments, calls[index] = calls[index], None
             kind = bundle.kinds[bundle.kind_of[index]] if bundle.kind_of else bundle.kind

@@ -122,7 +122,7 @@ def test_reset_forgets_progress_and_drops_but_no_frames(boards: tuple[Board, Boa
     agent.drop([0, 7, MAX_CALLS - 1])
     agent.reset()
     assert agent.progress().index == -1
-    assert not any(child.is_dropped(index) for index in range(MAX_CALLS))
+    assert all(child.begin(index, 1.0, 0, 0) for index in range(MAX_CALLS))
     assert agent.take() == [b"kept"]
 
 
@@ -151,17 +151,30 @@ def test_dropped_calls_are_those_that_were_dropped(boards: tuple[Board, Board]) 
     agent, child = boards
     dropped = {0, 5, 4095, MAX_CALLS - 1}
     agent.drop(dropped)
-    assert {index for index in range(MAX_CALLS) if child.is_dropped(index)} == dropped
+    begun = {index for index in range(MAX_CALLS) if child.begin(index, 1.0, 0, 0)}
+    assert begun == set(range(MAX_CALLS)) - dropped
+
+
+def test_dropped_call_leaves_no_trace(boards: tuple[Board, Board]) -> None:
+    agent, child = boards
+    agent.drop([0, 2])
+    assert not child.begin(0, 1.0, 0, 0)
+    assert agent.progress().index == -1
+    assert child.begin(1, 1.5, 3, 4)
+    assert not child.begin(2, 2.0, 0, 0)
+    assert agent.progress() == Progress(1, 1.5, 3, 4)
+    agent.reset()
+    before = time.monotonic()
+    assert min(agent.begun(index).start_s for index in range(3)) >= before
 
 
 def test_child_stops_at_a_drop_and_the_agent_knows_where() -> None:
     program = """
 for index in range(8192):
-    board.begin(index, time.monotonic(), 0, 0)
-    if board.is_dropped(index):
+    if not board.begin(index, time.monotonic(), 0, 0):
         break
     time.sleep(0.0001)
-print(index, flush=True)
+print(index - 1, flush=True)
 """
     with sides() as (agent, _), started(program, agent) as process:
         while agent.progress().index < 3:
