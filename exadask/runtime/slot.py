@@ -132,6 +132,7 @@ class Slot:
         self.on_item: Callable[[Item], None] | None = None
         self._board: Board | None = None
         self._done: asyncio.Future[Any] | None = None
+        self._room: asyncio.Future[None] | None = None
         self._is_garbled = False
         self._exited = asyncio.Event()
         self._decoder = Decoder()
@@ -198,16 +199,14 @@ class Slot:
     async def send(self, message: Run | RunBundle | Answer | News) -> None:
         """Send a message; a process that has ended is found out by who waits for it."""
         data, fds = encode(message)
+        rest = memoryview(data)
         async with self._send_lock:
             with contextlib.suppress(OSError):
-                sent = 0
-                while fds or sent == 0:
+                while rest:
                     try:
-                        sent += send_head(self._socket, data[sent:], fds)
+                        rest = rest[send_head(self._socket, rest, fds) :]
                     except BlockingIOError:
-                        await self._writable()
-                if sent < len(data):
-                    await self._loop.sock_sendall(self._socket, memoryview(data)[sent:])
+                        await self._wait_for_room()
 
     def capture_from_here(self) -> dict[str, Captured]:
         """Note where the output of the next job begins."""
@@ -279,7 +278,9 @@ class Slot:
             self._done.set_exception(SlotDied(self._returncode()))
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket)
+            self._loop.remove_writer(self._socket)
             self._socket.close()
+        self._tell_room()
         self._decoder.close()
 
     def _returncode(self) -> int:
@@ -323,13 +324,23 @@ class Slot:
         elif self._done is not None and not self._done.done():
             self._done.set_result(message)
 
-    async def _writable(self) -> None:
-        ready = self._loop.create_future()
-        self._loop.add_writer(self._socket, ready.set_result, None)
+    async def _wait_for_room(self) -> None:
+        """Wait until the socket takes more, or the process has ended.
+
+        A child of the process that has ended may keep the other side of the socket open, so that
+        the kernel never says that it is broken.
+        """
+        self._room = self._loop.create_future()
+        self._loop.add_writer(self._socket, self._tell_room)
         try:
-            await ready
+            await self._room
         finally:
-            self._loop.remove_writer(self._socket)
+            if self._socket.fileno() >= 0:
+                self._loop.remove_writer(self._socket)
+
+    def _tell_room(self) -> None:
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
 
 
 class SlotPool:

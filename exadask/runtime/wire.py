@@ -52,7 +52,7 @@ def encode(message: object) -> tuple[bytes, list[int]]:
     return stream.getvalue(), fds
 
 
-def send_head(sock: socket.socket, data: bytes, fds: list[int]) -> int:
+def send_head(sock: socket.socket, data: bytes | memoryview, fds: list[int]) -> int:
     """Send what fits in one go, descriptors first; return the number of bytes sent.
 
     Descriptors that were sent are removed from the list: they must not be sent again.
