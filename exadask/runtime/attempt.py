@@ -70,10 +70,16 @@ class Attempt:
         return self.job.kind
 
     @property
-    def pid(self) -> int:
+    def pids(self) -> tuple[int]:
         """The child process that runs it."""
         assert self.slot is not None
-        return self.slot.pid
+        return (self.slot.pid,)
+
+    @property
+    def mark(self) -> str:
+        """What all its processes on this node are known by."""
+        assert self.slot is not None
+        return self.slot.mark
 
     def cancel(self, grace_s: float) -> None:
         """End it, because nobody wants it any more."""

@@ -105,10 +105,16 @@ class BundleAttempt:
         return self.bundle.kind
 
     @property
-    def pid(self) -> int:
+    def pids(self) -> tuple[int]:
         """The child process that runs it."""
         assert self.slot is not None
-        return self.slot.pid
+        return (self.slot.pid,)
+
+    @property
+    def mark(self) -> str:
+        """What all its processes are known by."""
+        assert self.slot is not None
+        return self.slot.mark
 
     @property
     def limit_bytes(self) -> int | None:

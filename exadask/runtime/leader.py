@@ -60,6 +60,8 @@ class Leader:
     ----------
     lost : str or None
         The address of a node that is lost.
+    share : int
+        The task's share of this node; -1 before it leads.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Leader:
         tell_lost: Callable[[str], None],
     ) -> None:
         self.lost: str | None = None
+        self.share = -1
         self._worker, self._name, self._mates = worker, name, mates
         self._limit_of, self._condemn, self._tell_lost = limit_of, condemn, tell_lost
         self._launches = Background()
@@ -98,6 +101,7 @@ class Leader:
         """
         segments = folder if self._has_neighbours else None
         visible = dict(slot.kind.gpu_env)
+        self.share = grant.share
         with contextlib.ExitStack() as undo:
             folder.mkdir(mode=0o700)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -174,6 +178,8 @@ class Leader:
             directory=str((process / "cwd").readlink()),
             limit_bytes=self._limit_of(mate),
             has_neighbours=self._has_neighbours,
+            leader=self._worker.address,
+            leader_share=self.share,
         )
 
     async def _tell(self, pid: int, end: End) -> None:

@@ -52,17 +52,23 @@ def marked(prefix: str) -> set[int]:
     return _bearing(f"{MARK}={prefix}".encode(), b"")
 
 
+def bears(pid: int, mark: str) -> bool:
+    """Whether a process lives and has a mark; needs ``/proc``."""
+    return f"\0{MARK}={mark}\0".encode() in _environment_of(_PROC / str(pid))
+
+
 def _bearing(entry: bytes, end: bytes) -> set[int]:
     """Find the processes in whose environment an entry stands, and goes on like this."""
-    found = set()
-    for process in _PROC.glob("[0-9]*"):
-        try:
-            environment = b"\0" + (process / "environ").read_bytes() + b"\0"
-        except OSError:  # it has ended, or belongs to someone else
-            continue
-        if b"\0" + entry + end in environment:
-            found.add(int(process.name))
-    return found
+    wanted = b"\0" + entry + end
+    return {int(one.name) for one in _PROC.glob("[0-9]*") if wanted in _environment_of(one)}
+
+
+def _environment_of(process: Path) -> bytes:
+    """Read its environment, each entry between zeros."""
+    try:
+        return b"\0" + (process / "environ").read_bytes() + b"\0"
+    except OSError:  # it has ended, or belongs to someone else
+        return b""
 
 
 def descendants_of(pids: Iterable[int]) -> dict[int, list[int]]:

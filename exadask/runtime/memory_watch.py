@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from exadask.runtime.limits import (
     INTERPRETER_BYTES,
+    bears,
     descendants_of,
     exact_memory_of,
     memory_of,
@@ -24,8 +29,12 @@ class Watched(Protocol):
     """A task that is watched."""
 
     @property
-    def pid(self) -> int:
-        """Its child process."""
+    def pids(self) -> Collection[int]:
+        """Its child process, or processes; what they start is found."""
+
+    @property
+    def mark(self) -> str:
+        """What all its processes are known by, those too that somebody else has started."""
 
     @property
     def limit_bytes(self) -> int | None:
@@ -38,7 +47,7 @@ class Watched(Protocol):
 @dataclass(slots=True)
 class _Record:
     base_bytes: int
-    members: list[int] = field(default_factory=list)
+    members: set[int] = field(default_factory=set)
     used_bytes: int = 0
     peak_bytes: int = 0
 
@@ -50,24 +59,29 @@ class MemoryWatch:
     (at least the interpreter). The first look is a cheap upper bound; before a task is ended, what
     it shares with others is divided among them.
 
+    The ranks of an MPI program may be no descendants of the task: where a batch system starts them,
+    they are its daemon's. So each rank announces itself (``ranks.sh``).
+
     Parameters
     ----------
     poll_interval_s : float
         Time between two looks [s].
     node_bytes : int
         Memory that all tasks together may use [bytes].
+    ranks : Path, optional
+        Where ranks announce themselves, each by an empty file ``MARK-PID``. None: nowhere.
     """
 
-    def __init__(self, poll_interval_s: float, node_bytes: int) -> None:
-        self._interval_s, self._node_bytes = poll_interval_s, node_bytes
+    def __init__(self, poll_interval_s: float, node_bytes: int, ranks: Path | None = None) -> None:
+        self._interval_s, self._node_bytes, self._ranks = poll_interval_s, node_bytes, ranks
         self._records: dict[Watched, _Record] = {}
         self._has_work = asyncio.Event()
         self._looks = 0
 
     def add(self, task: Watched) -> None:
         """Begin to watch a task; its process has not begun to run it."""
-        held = memory_of([task.pid])
-        self._records[task] = _Record(base_bytes=max(held, INTERPRETER_BYTES), members=[task.pid])
+        held = memory_of(task.pids)
+        self._records[task] = _Record(max(held, INTERPRETER_BYTES), set(task.pids))
         self._has_work.set()
 
     def discard(self, task: Watched) -> int:
@@ -76,6 +90,14 @@ class MemoryWatch:
         if not self._records:
             self._has_work.clear()
         return record.peak_bytes if record else 0
+
+    def forget_ranks(self, mark: str) -> bool:
+        """Forget the ranks of a task that is over; returns whether it had any."""
+        pids = self._announced().get(mark, ())
+        for pid in pids:
+            assert self._ranks is not None, "they were announced there"
+            (self._ranks / f"{mark}-{pid}").unlink(missing_ok=True)
+        return bool(pids)
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -95,18 +117,24 @@ class MemoryWatch:
 
     async def _find_members(self) -> None:
         """Find the processes of every task; all of the node's only where there is no other way."""
-        unknown = []
+        announced, unknown = self._announced(), dict[Watched, set[int]]()
         for task, record in self._records.items():
-            found = sampled_descendants_of(task.pid)
-            if found is None:
-                unknown.append(task.pid)
-            else:
-                record.members = [task.pid, *found]
+            roots, members = set(task.pids), set(task.pids)
+            for pid in (*task.pids, *announced.get(task.mark, ())):
+                if pid in roots or (pid not in members and bears(pid, task.mark)):
+                    below = sampled_descendants_of(pid)
+                    roots.add(pid)
+                    members.update((pid, *(below or ())))
+                    if below is None:
+                        unknown[task] = roots
+            if task not in unknown:
+                record.members = members
         has_company = any(len(record.members) > 1 for record in self._records.values())
         if unknown and (has_company or self._looks % _TREE_EVERY == 0):
-            trees = await asyncio.to_thread(descendants_of, unknown)
-            for task, record in self._records.items():
-                record.members = [task.pid, *trees.get(task.pid, ())]
+            trees = await asyncio.to_thread(descendants_of, set().union(*unknown.values()))
+            for task, roots in unknown.items():
+                if task in self._records:
+                    self._records[task].members = roots.union(*map(trees.__getitem__, roots))
 
     async def _judge(self, task: Watched, record: _Record) -> None:
         limit = task.limit_bytes
@@ -114,7 +142,7 @@ class MemoryWatch:
             return
         self._measure(record, await asyncio.to_thread(exact_memory_of, record.members))
         if record.used_bytes > limit and task in self._records:
-            logger.info("memory limit of %d bytes exceeded by process %d", limit, task.pid)
+            logger.info("memory limit of %d bytes exceeded by processes %s", limit, task.pids)
             task.exceeded(record.used_bytes, limit)
 
     async def _guard_node(self) -> None:
@@ -128,6 +156,18 @@ class MemoryWatch:
         if unlimited:
             worst = max(unlimited, key=lambda task: self._records[task].used_bytes)
             worst.exceeded(self._records[worst].used_bytes, self._node_bytes)
+
+    def _announced(self) -> dict[str, list[int]]:
+        """Give the ranks that have announced themselves, by their marks."""
+        found: dict[str, list[int]] = {}
+        if self._ranks is None:
+            return found
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._ranks):  # noqa: PTH208  # ten times a second
+                mark, _, pid = name.rpartition("-")
+                if pid.isdecimal():
+                    found.setdefault(mark, []).append(int(pid))
+        return found
 
     @staticmethod
     def _measure(record: _Record, total_bytes: int) -> None:

@@ -7,8 +7,6 @@ import itertools
 import logging
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,10 +17,11 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from exadask.config import Config
 from exadask.resources import NodeShape
-from exadask.runtime import binding, guardian
+from exadask.runtime import binding
 from exadask.runtime.admission import Admission, Grant
 from exadask.runtime.attempt import Attempt, Cancelled
 from exadask.runtime.bundle_attempt import BundleAttempt
+from exadask.runtime.guardian_process import Guardian
 from exadask.runtime.job import (
     INLINE_OUTPUT_BYTES,
     Bundle,
@@ -110,9 +109,10 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         told: Mapping[str, str] | None = None,
     ) -> None:
         self.shape, self._config, self._scratch, self._berth = shape, config, scratch, berth
-        self._told = told
         self._is_leaving = False
         self.mark = f"{os.getpid()}-{os.urandom(4).hex()}-{next(_serial)}"
+        self._ranks = Path(scratch) / f"ranks-{self.mark}"
+        self._told = {**(told or {}), "EXADASK_RANKS_FOLDER": str(self._ranks)}
         self._attempts: dict[str, Attempt | BundleAttempt] = {}
         self._outputs: dict[str, dict[str, Captured]] = {}
         self._bundle_outputs: dict[str, dict[int, dict[str, Captured]]] = {}
@@ -125,7 +125,10 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         self._admission, self._turns = Admission(), Turns()
         self._slots = SlotPool(self.mark, max_idle=self.shape.cores, told=self._told)
         self._threads = ThreadPoolExecutor(1024, thread_name_prefix="exadask-task")
-        self._watch = MemoryWatch(self._config.poll_interval_s, self.shape.memory_bytes)
+        self._ranks.mkdir(mode=0o700)
+        self._watch = MemoryWatch(
+            self._config.poll_interval_s, self.shape.memory_bytes, self._ranks
+        )
         self._watching = asyncio.ensure_future(self._watch.run())
         self._parts = Parts(
             worker,
@@ -138,10 +141,11 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             told=self._told,
         )
         self.nested = NestedService(worker, self._lend, self._reclaim)
-        self._guardian = _start_guardian(self.mark, self._scratch)
+        self._guardian = Guardian(self.mark, self._scratch)
         worker.handlers["exadask_output"] = self.output
         worker.handlers["exadask_save"] = self.save
         worker.handlers["exadask_part"] = self._parts.launch
+        worker.handlers["exadask_condemn"] = self.condemn
         worker.stream_handlers |= guarded(
             {
                 "exadask-resume": self._on_resume,
@@ -178,7 +182,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         await self._slots.close()
         await self._parts.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        _dismiss(self._guardian)
+        self._guardian.dismiss()
 
     def transition(self, key: str, start: str, finish: str, **_: object) -> None:
         """Take note of what Dask decides about a task: it never stops a running one itself."""
@@ -414,6 +418,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
 
     def _release(self, attempt: Attempt | BundleAttempt, slot: Slot) -> None:
         self.nested.forget_tasks_of(attempt)
+        self._watch.forget_ranks(slot.mark)
         self._slots.release(slot, is_worn=attempt.has_worn_slot)
 
     def _kind(self, env: tuple[tuple[str, str], ...], gpus: tuple[str, ...]) -> SlotKind:
@@ -481,6 +486,12 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
                 captured = attempt.written(index)
         return captured[stream].read() if captured else b""
 
+    async def condemn(self, share: int, verdict: bytes) -> None:
+        """End a gang that is led from here, because it went beyond its limits elsewhere."""
+        for one in self._attempts.values():
+            if isinstance(one, Attempt) and one.leader is not None and one.leader.share == share:
+                one.condemn(pickle.loads(verdict))
+
     async def save(self, key: str, folder: str, name: str, facts: dict[str, Any]) -> None:
         """Write a result that is here into a file."""
         parcel = await self._parcel(self._worker.data[key])
@@ -532,19 +543,3 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
 
     def _on_resume(self, share: dict[str, Any]) -> None:
         self._admission.announce(share["share"], share)
-
-
-def _start_guardian(mark: str, scratch: str) -> subprocess.Popen[bytes] | None:
-    if not Path("/proc/self/environ").exists():
-        return None
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(guardian.__file__), mark, scratch],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def _dismiss(process: subprocess.Popen[bytes] | None) -> None:
-    if process is not None:
-        assert process.stdin is not None
-        process.communicate(guardian.FAREWELL)

@@ -39,6 +39,7 @@ _OF_SEGMENTS = (
 )
 _OF_THE_NODE = ("TMPDIR", "HOSTNAME", "SLURMD_NODENAME", "SLURM_NODEID")
 _TAIL_BYTES = 4000
+_PATIENCE_S = 1.0
 _N_REMEMBERED = 1024
 
 
@@ -60,6 +61,10 @@ class Order:
         Memory that the task may use on the other node [bytes].
     has_neighbours : bool
         Whether nodes of the task are on the same machine, for a rehearsal.
+    leader : str
+        The address of the agent that leads the task.
+    leader_share : int
+        The task's share there.
     """
 
     name: str
@@ -68,6 +73,8 @@ class Order:
     directory: str
     limit_bytes: int | None
     has_neighbours: bool
+    leader: str
+    leader_share: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,41 +146,67 @@ def write_environment(folder: Path, environment: Mapping[str, str | None]) -> No
     (folder / _ENVIRONMENT).write_text("".join(lines))
 
 
-class _Process:
-    """A process of a gang, as the watch over memory sees it."""
+class _Part:
+    """What a gang has on this node.
 
-    def __init__(self, pid: int, part: _Part, order: Order, node: str) -> None:
-        self.pid, self.limit_bytes = pid, order.limit_bytes
+    Parameters
+    ----------
+    grant : Grant
+        Its share.
+    folder : Path
+        Its folder, for it alone.
+    mark : str
+        What its processes are known by.
+    order : Order
+        The first process that is to start here.
+    worker : distributed.Worker
+        The way to its leader.
+    """
+
+    def __init__(self, grant: Grant, folder: Path, mark: str, order: Order, worker: Worker) -> None:
+        self.grant, self.folder, self.mark = grant, folder, mark
+        self.limit_bytes = order.limit_bytes
+        self.pids: set[int] = set()
+        self.has_entered: asyncio.Future[None] | None = None
         self.verdict: ExadaskError | None = None
-        self._part, self._name, self._node = part, order.name, node
+        self._order, self._worker = order, worker
+        self._ending = Background()
 
     def exceeded(self, peak_bytes: int, limit_bytes: int) -> None:
         """End it: it used more than it may."""
         if self.verdict is None:
-            self.verdict = MemoryExceeded(self._name, limit_bytes, peak_bytes, self._node)
-            self._part.kill(self.pid)
+            node = str(self._worker.name)
+            self.verdict = MemoryExceeded(self._order.name, limit_bytes, peak_bytes, node)
+            self._ending.start(self._condemn(self.verdict))
 
-
-class _Part:
-    """What a gang has on this node."""
-
-    def __init__(self, grant: Grant, folder: Path, mark: str) -> None:
-        self.grant, self.folder, self.mark = grant, folder, mark
-        self.pids: set[int] = set()
-        self.has_entered: asyncio.Future[None] | None = None
-        self._ending = Background()
+    def kill_all(self) -> None:
+        """End all that was started here."""
+        for pid in (None, *self.pids):
+            self.kill(pid)
 
     def kill(self, pid: int | None) -> None:
-        """End a process, and all that was started here."""
+        """End a process, and all that bear the mark."""
         self._ending.start(asyncio.to_thread(end_family, pid, self.mark, grace_s=0))
 
     async def end(self) -> None:
         """End all of it; returns when nothing is left."""
-        self.kill(None)
-        for pid in self.pids:
-            self.kill(pid)
+        self.kill_all()
         await self._ending.finish()
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
+
+    async def _condemn(self, verdict: ExadaskError) -> None:
+        """Let the leader know why, before it sees its processes end; then end them."""
+        order = self._order
+        try:
+            await asyncio.wait_for(
+                self._worker.rpc(order.leader).exadask_condemn(
+                    share=order.leader_share, verdict=pickle.dumps(verdict)
+                ),
+                _PATIENCE_S,
+            )
+        except (OSError, asyncio.TimeoutError):  # it hears of it with the end of the process
+            logger.info("the leader of task %s at %s cannot be reached", order.name, order.leader)
+        self.kill_all()
 
 
 class Parts:
@@ -247,6 +280,8 @@ class Parts:
         if part.has_entered is not None:
             part.has_entered.cancel()
         await part.end()
+        self._watch.discard(part)
+        self._watch.forget_ranks(part.mark)
         self._admission.leave(share)
         self._tell_ended(share)
 
@@ -271,7 +306,7 @@ class Parts:
         grant = Grant(number, tuple(share["cores"]), dict(share["gpus"]))
         folder = Path(self._scratch) / f"part-{self._worker.name}-{number}"
         folder.mkdir(mode=0o700)
-        part = _Part(grant, folder, f"{self._mark}.part-{number}")
+        part = _Part(grant, folder, f"{self._mark}.part-{number}", order, self._worker)
         visible = binding.gpu_environment(
             tuple(grant.gpus), self._shape.gpu_vendor, bool(self._shape.gpu_ids)
         )
@@ -280,6 +315,7 @@ class Parts:
         different = environment_of(grant, self._shape, told, part.mark, segments)
         write_environment(folder, different)
         part.has_entered = asyncio.ensure_future(self._admission.enter(grant))
+        self._watch.add(part)
         return part
 
     async def _run(self, part: _Part, order: Order) -> End:
@@ -303,17 +339,14 @@ class Parts:
             )
             if self._parts.get(part.grant.share) is not part:  # it was over while this began
                 part.kill(started.pid)
-            process = _Process(started.pid, part, order, str(self._worker.name))
             part.pids.add(started.pid)
-            self._watch.add(process)
             try:
                 code = await started.wait()
             finally:
-                self._watch.discard(process)
                 part.pids.discard(started.pid)
             if self._parts.get(part.grant.share) is not part:
                 return End(code=code or 1)
             output.seek(max(0, output.seek(0, os.SEEK_END) - _TAIL_BYTES))
             tail: bytes = output.read() if code else b""
         problems = {path.name: path.read_bytes() for path in part.folder.glob(PROBLEMS)}
-        return End(code=abs(code), text=tail, problems=problems, verdict=process.verdict)
+        return End(code=abs(code), text=tail, problems=problems, verdict=part.verdict)

@@ -16,6 +16,9 @@ fi
 if [ -n "$EXADASK_PART" ]; then
   . "$EXADASK_PART/environment"
 fi
+if [ -d "$EXADASK_RANKS_FOLDER" ]; then
+  : >"$EXADASK_RANKS_FOLDER/$EXADASK_SLOT-$$"  # the agent of this node watches its memory
+fi
 part() { echo "$1" | cut -d, -f"$(($2 + 1))-$(($2 + $3))"; }
 if [ -n "$EXADASK_GPU_VARIABLE" ] && [ "${EXADASK_RANK_GPU_UNITS:-0}" -gt 0 ]; then
   eval "gpus=\$$EXADASK_GPU_VARIABLE"

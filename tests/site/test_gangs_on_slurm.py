@@ -15,7 +15,7 @@ import pytest
 
 import exadask as xd
 from exadask.cpulist import parse_cpulist
-from exadask.errors import RanksFailed
+from exadask.errors import MemoryExceeded, RanksFailed
 from exadask.runtime.limits import is_alive
 from exadask.testing.waiting import eventually
 
@@ -128,6 +128,32 @@ def test_the_end_of_one_rank_is_that_of_all_on_both_nodes(
     else:
         assert future.cancel()
     eventually(lambda: not any(is_alive(pid) for _, pid, _ in ranks), timeout_s=LONG_S)
+    again = xd.mpi(nodes=2, cores_per_rank=8, gpus_per_rank=4, gather="all")(where)
+    assert len(two_nodes.submit(again).result(LONG_S)) == 2, "all cores and GPUs are free again"
+
+
+@pytest.mark.parametrize("launcher", [None, SRUN], ids=["mpiexec", "srun"])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_ranks_over_their_memory_end_on_both_nodes(
+    slurm: Any, two_nodes: xd.Executor, rank: int, launcher: str | None, tmp_path: Path
+) -> None:
+    """Also those that are no descendants of the task, since Slurm's daemons have started them."""
+
+    def eat(comm: Any) -> int:
+        comm.Barrier()
+        memory = bytearray(600 * 2**20 if comm.rank == rank else 1)
+        if comm.rank != rank:
+            hang(comm, str(tmp_path))
+        time.sleep(600)
+        return len(memory)
+
+    wide = xd.mpi(nodes=2, ranks_per_node=2, memory_per_rank="150MiB", launcher=launcher)(eat)
+    future = two_nodes.submit(wide)
+    with pytest.raises(MemoryExceeded) as raised:
+        future.result(LONG_S)
+    assert (future.node == raised.value.node) == (rank == 0), "it names the node"
+    pids = [int(one.read_text().split()[1]) for one in tmp_path.glob("[0-9]")]
+    eventually(lambda: not any(map(is_alive, pids)), timeout_s=LONG_S)
     again = xd.mpi(nodes=2, cores_per_rank=8, gpus_per_rank=4, gather="all")(where)
     assert len(two_nodes.submit(again).result(LONG_S)) == 2, "all cores and GPUs are free again"
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 import exadask as xd
+from exadask.errors import MemoryExceeded
 
 pytest.importorskip("mpi4py", reason="functions on ranks need it")
 
@@ -52,6 +54,18 @@ def test_ranks_and_single_tasks_share_the_nodes(two_nodes: xd.Executor, launcher
         assert {size for _, _, size in ranks} == {2}
         assert len({node for node, _, _ in ranks}) == 1
         assert gang.node is not None
+
+
+def test_ranks_that_slurm_starts_are_held_to_their_memory(two_nodes: xd.Executor) -> None:
+    def eat(comm: Any) -> int:
+        memory = bytearray(600 * 2**20 if comm.rank else 1)
+        time.sleep(600)
+        return len(memory)
+
+    future = two_nodes.submit(xd.mpi(ranks=2, memory_per_rank="150MiB", launcher=SRUN)(eat))
+    with pytest.raises(MemoryExceeded):
+        future.result(LONG_S)
+    assert two_nodes.submit(xd.mpi(ranks=4, launcher=SRUN)(where)).result(LONG_S)[1:] == (0, 4)
 
 
 def run(

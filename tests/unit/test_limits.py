@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -25,6 +26,7 @@ from exadask.runtime.limits import (
     marked,
     memory_of,
 )
+from exadask.runtime.memory_watch import MemoryWatch
 from exadask.testing.waiting import eventually
 
 pytestmark = [
@@ -203,3 +205,44 @@ def test_what_is_shared_is_divided_in_the_exact_measure(start: Start, tmp_path: 
     both = [process.pid, pid_in(tmp_path)]
     assert memory_of(both) >= 200 * MIB
     assert 100 * MIB <= exact_memory_of(both) < 150 * MIB
+
+
+class Task:
+    """A task that is watched."""
+
+    limit_bytes = 50 * MIB
+
+    def __init__(self, pid: int, mark: str) -> None:
+        self.pids, self.mark = (pid,), mark
+        self.peaks_bytes: list[int] = []
+
+    def exceeded(self, peak_bytes: int, _: int) -> None:
+        self.peaks_bytes.append(peak_bytes)
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_rank_that_somebody_else_has_started_counts_if_it_bears_the_mark(
+    start: Start, mark: str, tmp_path: Path, is_marked: bool
+) -> None:
+    """A batch system's daemon starts it, so it is no descendant; an unmarked one is a stranger."""
+    ranks = tmp_path / "ranks"
+    ranks.mkdir()
+    rank = start(allocating(100))
+    pid_in(tmp_path)
+    task = Task(start("exec sleep 600").pid, mark if is_marked else f"{mark}-of-another")
+
+    async def watch() -> tuple[int, bool, bool]:
+        watching = MemoryWatch(1.0, 2**40, ranks)
+        watching.add(task)
+        await watching.look()
+        assert task.peaks_bytes == []
+        (ranks / f"{task.mark}-{rank.pid}").touch()
+        await watching.look()
+        had_ranks = watching.forget_ranks(task.mark), watching.forget_ranks(task.mark)
+        return watching.discard(task), *had_ranks
+
+    peak_bytes, *had_ranks = asyncio.run(watch())
+    assert (peak_bytes > 60 * MIB) == bool(task.peaks_bytes) == is_marked
+    assert had_ranks == [True, False]
+    assert list(ranks.iterdir()) == []
+
