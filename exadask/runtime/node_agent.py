@@ -36,6 +36,7 @@ from exadask.runtime.job import (
     filled,
 )
 from exadask.runtime.leader import Leader
+from exadask.runtime.leftovers import Leftovers
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.nested import NestedService
 from exadask.runtime.outcomes import failure_of
@@ -126,6 +127,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         self._slots = SlotPool(self.mark, max_idle=self.shape.cores, told=self._told)
         self._threads = ThreadPoolExecutor(1024, thread_name_prefix="exadask-task")
         self._ranks.mkdir(mode=0o700)
+        self._leftovers = Leftovers()
         self._watch = MemoryWatch(
             self._config.poll_interval_s, self.shape.memory_bytes, self._ranks
         )
@@ -137,7 +139,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             self._watch,
             mark=self.mark,
             scratch=self._scratch,
-            tell_ended=lambda share: self._send("exadask-ended", share=share),
+            tell_ended=self._on_part_ended,
             told=self._told,
         )
         self.nested = NestedService(worker, self._lend, self._reclaim)
@@ -181,6 +183,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         await self.nested.close()
         await self._slots.close()
         await self._parts.close()
+        await self._leftovers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._guardian.dismiss()
 
@@ -418,8 +421,13 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
 
     def _release(self, attempt: Attempt | BundleAttempt, slot: Slot) -> None:
         self.nested.forget_tasks_of(attempt)
-        self._watch.forget_ranks(slot.mark)
+        if self._watch.forget_ranks(slot.mark):
+            self._leftovers.look_soon()
         self._slots.release(slot, is_worn=attempt.has_worn_slot)
+
+    def _on_part_ended(self, share: int) -> None:
+        self._leftovers.look_soon()
+        self._send("exadask-ended", share=share)
 
     def _kind(self, env: tuple[tuple[str, str], ...], gpus: tuple[str, ...]) -> SlotKind:
         visible = binding.gpu_environment(gpus, self.shape.gpu_vendor, bool(self.shape.gpu_ids))

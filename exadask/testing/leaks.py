@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from exadask.runtime.leftovers import shared_memory_of_mpi
 from exadask.runtime.limits import marked
 
 
@@ -43,5 +44,6 @@ def listening_ports() -> set[tuple[str, int]]:
 
 
 def leftover_files() -> set[Path]:
-    """List the temporary files and directories that exadask has made and not removed."""
-    return set(Path(tempfile.gettempdir()).glob(f"exadask-{os.getpid()}-*"))
+    """List what exadask has made and not removed, and the shared memory of MPI programs."""
+    of_exadask = Path(tempfile.gettempdir()).glob(f"exadask-{os.getpid()}-*")
+    return {*of_exadask, *shared_memory_of_mpi()}

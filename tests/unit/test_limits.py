@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from exadask.runtime.leftovers import remove_leftovers
 from exadask.runtime.limits import (
     MARK,
     descendants_of,
@@ -246,3 +248,16 @@ def test_rank_that_somebody_else_has_started_counts_if_it_bears_the_mark(
     assert had_ranks == [True, False]
     assert list(ranks.iterdir()) == []
 
+
+def test_shared_memory_that_a_killed_rank_leaves_is_removed_and_no_other(tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("mpich_shm_1_0", "mpich_shm_2_0", "of_the_user")}
+    for file in files.values():
+        file.write_bytes(bytes(4096))
+        os.utime(file, (time.time() - 10,) * 2)
+    young = tmp_path / "mpich_shm_3_0"
+    with files["mpich_shm_1_0"].open("r+b") as used, mmap.mmap(used.fileno(), 4096):
+        young.touch()
+        assert remove_leftovers(tmp_path) == {files["mpich_shm_2_0"]}
+    assert remove_leftovers(tmp_path) == {files["mpich_shm_1_0"]}
+    assert files["of_the_user"].exists()
+    assert remove_leftovers(tmp_path / "missing") == set()
