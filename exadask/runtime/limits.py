@@ -24,6 +24,7 @@ _RESIDENT = re.compile(rb"Rss(?:Anon|Shmem):\s*(\d+) kB")
 _CHILDREN_ARE_TOLD = Path(f"/proc/self/task/{threading.get_native_id()}/children").exists()
 _POLL_S = 0.01
 _KILL_ATTEMPTS = 500
+_QUIET_LOOKS = 2  # a process that becomes another program has no mark for an instant
 
 
 def family_of(pid: int | None, mark: str) -> set[int]:
@@ -145,10 +146,12 @@ def end_family(pid: int | None, mark: str, *, grace_s: float) -> None:
         deadline = time.monotonic() + grace_s
         while time.monotonic() < deadline and any(map(is_alive, members)):
             time.sleep(_POLL_S)
+    n_quiet = 0
     for _ in range(_KILL_ATTEMPTS):  # they may start others while we look
         # a large process that is ending has lost its mark and its parent before its memory
         members = {one for one in members if is_alive(one)} | family_of(pid, mark)
-        if not members:
+        n_quiet = 0 if members else n_quiet + 1
+        if n_quiet == _QUIET_LOOKS:
             return
         _signal(members, signal.SIGKILL)
         time.sleep(_POLL_S)
