@@ -66,14 +66,13 @@ def mpi(
     gather : {"root", "all"}
         Whether the value of a call is rank 0's, or the list of all ranks'.
     launcher : str, optional
-        What starts the ranks, at sites with several MPIs or none; ``{ranks}`` and ``{cores}`` are
-        numbers, ``{node}`` is the batch system's name of the node: "srun --overlap --exact -K -w
-        {node} -n {ranks} -c {cores}". For several nodes it must say where to put them: with
-        ``{hostfile}`` for an mpiexec, "mpiexec.mpich -f {hostfile} -n {ranks}", or with ``{nodes}``
-        or ``{n_nodes}`` for a batch system, "srun --overlap -K -m arbitrary -N {n_nodes} -n
-        {ranks}" (``SLURM_HOSTFILE`` says which rank goes where); there, memory is enforced on the
-        first node only. None: what the pool of the node says (``rank_launcher=``), or else the
-        mpiexec that is found, of MPICH, Intel MPI or Open MPI.
+        What starts the ranks, at sites with several MPIs or none: "srun" for Slurm, or a command.
+        ``{ranks}`` and ``{cores}`` (of a rank) are numbers there, ``{node}`` is the batch system's
+        name of the node. For several nodes it must say where to put the ranks: with ``{hostfile}``
+        for an mpiexec, "mpiexec.mpich -f {hostfile} -n {ranks}", or with ``{nodes}`` or
+        ``{n_nodes}`` for a batch system (``SLURM_HOSTFILE`` says which rank goes where). None: what
+        the pool of the node says (``rank_launcher=``), or else the mpiexec that is found, of MPICH,
+        Intel MPI or Open MPI; in an allocation of Slurm where there is none, "srun".
     **options
         As for `exadask.task`, but for ``cores``, ``gpus``, ``memory``, ``setup``, ``isolation`` and
         ``bundle``.

@@ -11,7 +11,19 @@ from exadask.errors import InvalidRequest, shown
 VARIABLE = "EXADASK_RANK_LAUNCHER"
 """Tells the processes of tasks what the pool of their node says; empty: nothing."""
 
+SRUN = "srun"
+"""Stands for Slurm's, with all that it needs here, on one node and on several."""
+
 _OF_SEVERAL = ("{hostfile}", "{nodes}", "{n_nodes}")
+# It shares the nodes with the agents, binds nothing (ranks do that themselves; -c would imply
+# --exact), and ends all ranks when one dies.
+_SRUN = "srun --overlap --overcommit --cpu-bind=none -K"
+_SPELLED = {
+    SRUN: (
+        f"{_SRUN} -N 1 -w {{node}} -n {{ranks}}",
+        f"{_SRUN} -m arbitrary -N {{n_nodes}} -n {{ranks}}",
+    )
+}
 
 
 def check_launcher(launcher: object, name: str = "launcher") -> None:
@@ -34,7 +46,7 @@ def check_launcher(launcher: object, name: str = "launcher") -> None:
     >>> check_launcher("srun -n {ranks}")
     >>> check_launcher("srun -n {rank}", "rank_launcher")
     Traceback (most recent call last):
-    exadask.errors.InvalidRequest: rank_launcher='srun -n {rank}' is not valid ('rank'). Give a ...
+    exadask.errors.InvalidRequest: rank_launcher='srun -n {rank}' is not valid ('rank'). Give ...
     """
     if launcher is None:
         return
@@ -45,7 +57,7 @@ def check_launcher(launcher: object, name: str = "launcher") -> None:
     except (ValueError, KeyError, IndexError, AttributeError) as error:
         raise InvalidRequest(
             f"{name}={shown(launcher)} is not valid ({error}).",
-            'Give a command, such as "srun --overlap --exact -w {node} -n {ranks} -c {cores}".',
+            'Give "srun", or a command, such as "mpiexec.hydra -f {hostfile} -n {ranks}".',
         ) from error
 
 
@@ -56,8 +68,10 @@ def takes_several_nodes(launcher: str) -> bool:
     --------
     >>> takes_several_nodes("srun -w {nodes} -n {ranks}"), takes_several_nodes("srun -n {ranks}")
     (True, False)
+    >>> takes_several_nodes("srun")
+    True
     """
-    return any(one in launcher for one in _OF_SEVERAL)
+    return launcher in _SPELLED or any(one in launcher for one in _OF_SEVERAL)
 
 
 def launcher_here(
@@ -77,7 +91,7 @@ def launcher_here(
     Returns
     -------
     str or None
-        The launcher; None: nobody says anything.
+        The command; None: nobody says anything.
 
     Raises
     ------
@@ -92,10 +106,12 @@ def launcher_here(
     'mpiexec.mpich -n {ranks}'
     >>> launcher_here(None, {VARIABLE: "env mpiexec -n {ranks}"}, is_gang=True) is None
     True
+    >>> launcher_here("srun", {}, is_gang=True)
+    'srun --overlap --overcommit --cpu-bind=none -K -m arbitrary -N {n_nodes} -n {ranks}'
     """
     told = environ.get(VARIABLE)
     if said is not None or not told or (is_gang and not takes_several_nodes(told)):
-        return said
+        return None if said is None else _spelled_out(said, is_gang=is_gang)
     program = shlex.split(told)[0]
     if shutil.which(program) is None:
         raise InvalidRequest(
@@ -103,4 +119,10 @@ def launcher_here(
             "Load the module that has it where the job begins (setup= of the pool), or say another "
             "rank_launcher=, or launcher= of the task.",
         )
-    return told
+    return _spelled_out(told, is_gang=is_gang)
+
+
+def _spelled_out(launcher: str, *, is_gang: bool) -> str:
+    """Give the command that a short name stands for."""
+    found = _SPELLED.get(launcher)
+    return launcher if found is None else found[is_gang]

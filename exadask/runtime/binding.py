@@ -27,6 +27,9 @@ GPU_VARIABLES = {
     "amd": "ROCR_VISIBLE_DEVICES",
     "intel": "ZE_AFFINITY_MASK",
 }
+GPU_VARIABLE, PART_GPUS = "EXADASK_GPU_VARIABLE", "EXADASK_PART_GPUS"
+"""Which of them a node uses, and what stands in it."""
+
 _NOTHING_VISIBLE = {"nvidia": "", "amd": "-1", "intel": "none"}
 _USERS_OF_THREADPOOLS = ("numpy", "scipy", "sklearn", "torch", "numexpr", "mkl", "cupy", "tblite")
 
@@ -71,6 +74,9 @@ def gpu_environment(gpus: Sequence[str], vendor: GpuVendor, node_has_gpus: bool)
 
     Notes
     -----
+    A batch system that starts ranks sets the vendor's variable anew, so what is granted is said
+    under names of our own too (``ranks.sh`` reads them).
+
     To hide all: an empty ``CUDA_VISIBLE_DEVICES`` (CUDA C++ Programming Guide, environment
     variables); ``ROCR_VISIBLE_DEVICES=-1`` (ROCm documentation, GPU isolation); for Level Zero a
     mask that names no device.
@@ -83,7 +89,8 @@ def gpu_environment(gpus: Sequence[str], vendor: GpuVendor, node_has_gpus: bool)
     if vendor == "none" or not node_has_gpus:
         return {}
     visible = ",".join(gpus) if gpus else _NOTHING_VISIBLE[vendor]
-    environment = {GPU_VARIABLES[vendor]: visible}
+    variable = GPU_VARIABLES[vendor]
+    environment = {variable: visible, GPU_VARIABLE: variable, PART_GPUS: visible}
     if vendor == "nvidia":
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     return environment

@@ -125,7 +125,7 @@ def environment_of(
         **kept,
         MARK: mark,
         "EXADASK_PART_CORES": ",".join(map(str, cores)),
-        "EXADASK_GPU_VARIABLE": next(iter(set(visible) & {*binding.GPU_VARIABLES.values()}), ""),
+        binding.GPU_VARIABLE: None,
         **visible,
     }
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from exadask import inside
 from exadask.errors import InvalidRequest
-from exadask.rank_launcher import launcher_here, takes_several_nodes
+from exadask.rank_launcher import SRUN, launcher_here, takes_several_nodes
 from exadask.resources import Resources
 from exadask.runtime import binding
 
@@ -83,7 +83,8 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
         The command to start them with; ``{ranks}`` and ``{cores}`` (of a rank) stand for numbers,
         ``{node}`` for the batch system's name of this node, ``{nodes}`` and ``{n_nodes}`` for all
         nodes of the task, ``{hostfile}`` for a file that tells an ``mpiexec`` how many ranks go to
-        each. None: the ``mpiexec`` that is found.
+        each. "srun" stands for Slurm's, however many nodes there are. None: the ``mpiexec`` that is
+        found; in an allocation of Slurm where there is none, "srun".
 
     Raises
     ------
@@ -93,6 +94,8 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
     here = inside.current()
     gang = None if here is None else here.gang
     launcher = launcher_here(launcher, os.environ, is_gang=gang is not None)
+    if launcher is None and _mpiexec() is None:
+        launcher = launcher_here(_without_mpiexec(), {}, is_gang=gang is not None)
     is_told = launcher is None or "{hostfile}" in launcher
     parts = {} if gang is None or is_told else _parts(gang)
     if launcher is None:
@@ -131,6 +134,7 @@ def await_ends(folder: Path) -> None:
 
 def _mpiexec_words(layout: Layout, gang: inside.Gang | None) -> list[str]:
     found = _mpiexec()
+    assert found is not None, "otherwise another launcher was chosen"
     words = [found]
     if gang is not None:
         words += ["--hostfile"] if _is_open_mpi(found) else ["-localhost", gang.address, "-f"]
@@ -147,8 +151,8 @@ def _words_of(
         raise InvalidRequest(
             f"launcher={launcher!r} starts ranks on one node, and these are on "
             f"{len(gang.n_cores)}.",
-            "Say where it takes the nodes: 'mpiexec -f {hostfile} -n {ranks}', or 'srun -m "
-            "arbitrary -N {n_nodes} -n {ranks}'. Or leave launcher= out, or say nodes=1.",
+            "Say where it takes the nodes: 'mpiexec -f {hostfile} -n {ranks}'. Or say 'srun', "
+            "which knows, or leave launcher= out, or say nodes=1.",
         )
     program = (shlex.split(launcher) or [""])[0]
     if shutil.which(program) is None:
@@ -253,8 +257,6 @@ def _who(layout: Layout, gang: inside.Gang | None, cores: tuple[int, ...]) -> di
     }
     if gang is not None:  # what is different from node to node stands in a file on each
         return told | {"EXADASK_GANG": gang.folder, "EXADASK_HOSTFILE": f"{gang.folder}/hosts"}
-    variables = (name for name in binding.GPU_VARIABLES.values() if os.environ.get(name))
-    told["EXADASK_GPU_VARIABLE"] = next(variables, "")
     # A declared shape binds nobody, nor does a program that is called inside a smaller task.
     is_enough = len(cores) >= layout.ranks * each.cores
     told["EXADASK_PART_CORES"] = ",".join(map(str, cores if is_enough else ()))
@@ -262,17 +264,21 @@ def _who(layout: Layout, gang: inside.Gang | None, cores: tuple[int, ...]) -> di
 
 
 @functools.lru_cache(maxsize=8)
-def _mpiexec() -> str:
+def _mpiexec() -> str | None:
     """Find what starts ranks: beside this Python, or on the path."""
     beside = str(Path(sys.executable).parent)
-    found = shutil.which("mpiexec", path=beside) or shutil.which("mpiexec")
-    if found is None:
-        raise InvalidRequest(
-            "there is no mpiexec on this node.",
-            "Load the site's MPI module where the job begins (setup= of the pool), say "
-            "launcher=, or on a laptop: pip install mpich.",
-        )
-    return found
+    return shutil.which("mpiexec", path=beside) or shutil.which("mpiexec")
+
+
+def _without_mpiexec() -> str:
+    """Choose what starts ranks where there is no ``mpiexec``: Cray's MPI has none under Slurm."""
+    if "SLURM_JOB_ID" in os.environ and shutil.which(SRUN) is not None:
+        return SRUN
+    raise InvalidRequest(
+        "there is no mpiexec on this node.",
+        "Load the site's MPI module where the job begins (setup= of the pool), say "
+        "launcher=, or on a laptop: pip install mpich.",
+    )
 
 
 @functools.lru_cache(maxsize=8)

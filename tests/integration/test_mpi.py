@@ -325,6 +325,13 @@ def test_without_mpiexec_or_mpi4py_it_is_said_how_to_get_them(
     ranks_module._mpiexec.cache_clear()
     with pytest.raises(InvalidRequest, match=r"no mpiexec on this node.*pip install mpich"):
         prefix(Layout(ranks=2, each=xd.Resources()), None)
+    (tmp_path / "srun").write_text("#!/bin/sh\necho slurm\n")
+    (tmp_path / "srun").chmod(0o700)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu1")
+    words, environment = prefix(Layout(ranks=2, each=xd.Resources()), None)
+    assert " ".join(words).startswith("srun --overlap --overcommit --cpu-bind=none -K -N 1 -w gpu1")
+    assert environment["SLURM_JOB_ID"] == "1", "srun must know its job"
     ranks_module._mpiexec.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InvalidRequest, match="pip install --no-binary mpi4py"):

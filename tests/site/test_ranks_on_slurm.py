@@ -23,16 +23,20 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 SLURM = ("--site", "slurm", "--queue", "cpu", "--nodes", "2", "-o", "interface=lo")
 COMMAND = "from exadask.cli.main import main; main()"
 LONG_S = 100
-SRUN = "srun --overlap --exact --overcommit --mpi=pmi2 -N1 -w {node} -n {ranks}"
 
 pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
 def two_nodes(slurm: Any, tmp_path: Path) -> Any:
-    """One allocation of two nodes."""
+    """One allocation of two nodes, whose Slurm speaks the PMI of the MPI that is here."""
     with xd.Executor(
-        site="slurm", queue="cpu", nodes=2, interface="lo", run_folder=tmp_path / "runs"
+        site="slurm",
+        queue="gpu",
+        nodes=2,
+        interface="lo",
+        run_folder=tmp_path / "runs",
+        env={"SLURM_MPI_TYPE": "pmi2"},
     ) as executor:
         yield executor
 
@@ -42,7 +46,13 @@ def where(comm: Any) -> tuple[str, int, int]:
     return os.environ["SLURMD_NODENAME"], comm.rank, comm.size
 
 
-@pytest.mark.parametrize("launcher", [None, SRUN], ids=["mpiexec", "srun"])
+def gpus_of(comm: Any) -> tuple[str, str]:
+    """Say which GPUs a rank sees, while others run beside it."""
+    time.sleep(0.5)
+    return os.environ["SLURMD_NODENAME"], os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+@pytest.mark.parametrize("launcher", [None, "srun"], ids=["mpiexec", "srun"])
 def test_ranks_and_single_tasks_share_the_nodes(two_nodes: xd.Executor, launcher: str) -> None:
     pairs = xd.mpi(ranks=2, gather="all", launcher=launcher)(where)
     gangs = [two_nodes.submit(pairs) for _ in range(8)]
@@ -56,16 +66,27 @@ def test_ranks_and_single_tasks_share_the_nodes(two_nodes: xd.Executor, launcher
         assert gang.node is not None
 
 
+@pytest.mark.parametrize("launcher", [None, "srun"], ids=["mpiexec", "srun"])
+def test_ranks_of_several_tasks_share_no_gpu(two_nodes: xd.Executor, launcher: str | None) -> None:
+    """Whatever Slurm says in the vendor's variable to the steps that it starts."""
+    pair = xd.mpi(ranks=2, gpus_per_rank=1, gather="all", launcher=launcher)(gpus_of)
+    tasks = [two_nodes.submit(pair) for _ in range(4)]
+    seen = [rank for task in tasks for rank in task.result(LONG_S)]
+    assert sorted(seen) == [(node, str(gpu)) for node in ("gpu1", "gpu2") for gpu in range(4)]
+    without = xd.mpi(ranks=2, gather="all", launcher=launcher)(gpus_of)
+    assert {gpus for _, gpus in two_nodes.submit(without).result(LONG_S)} == {""}
+
+
 def test_ranks_that_slurm_starts_are_held_to_their_memory(two_nodes: xd.Executor) -> None:
     def eat(comm: Any) -> int:
         memory = bytearray(600 * 2**20 if comm.rank else 1)
         time.sleep(600)
         return len(memory)
 
-    future = two_nodes.submit(xd.mpi(ranks=2, memory_per_rank="150MiB", launcher=SRUN)(eat))
+    future = two_nodes.submit(xd.mpi(ranks=2, memory_per_rank="150MiB", launcher="srun")(eat))
     with pytest.raises(MemoryExceeded):
         future.result(LONG_S)
-    assert two_nodes.submit(xd.mpi(ranks=4, launcher=SRUN)(where)).result(LONG_S)[1:] == (0, 4)
+    assert two_nodes.submit(xd.mpi(ranks=4, launcher="srun")(where)).result(LONG_S)[1:] == (0, 4)
 
 
 def run(

@@ -64,7 +64,7 @@ def test_cores_are_given_out_in_the_order_of_the_gpus_that_they_are_near() -> No
 
 @pytest.mark.parametrize(
     ("units", "gpus"),
-    [(1000, ["a", "b", "c"]), (2000, ["a,b", "c,d", "e,f"]), (400, ["a", "a", "b"]), (0, ["all"])],
+    [(1000, ["a", "b", "c"]), (2000, ["a,b", "c,d", "e,f"]), (400, ["a", "a", "b"]), (0, ["none"])],
 )
 @pytest.mark.parametrize("local_rank", ["MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK"])
 def test_each_rank_takes_its_part_of_the_gpus(units: int, gpus: list[str], local_rank: str) -> None:
@@ -73,7 +73,8 @@ def test_each_rank_takes_its_part_of_the_gpus(units: int, gpus: list[str], local
         environment = {
             local_rank: str(rank),
             "EXADASK_GPU_VARIABLE": "ROCR_VISIBLE_DEVICES",
-            "ROCR_VISIBLE_DEVICES": "a,b,c,d,e,f" if units else "all",
+            "EXADASK_PART_GPUS": "a,b,c,d,e,f" if units else "none",
+            "ROCR_VISIBLE_DEVICES": "set by the batch system",
             "EXADASK_RANK_GPU_UNITS": str(units),
         }
         words = ["/bin/sh", str(script), "sh", "-c", "echo $ROCR_VISIBLE_DEVICES"]

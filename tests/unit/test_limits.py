@@ -63,11 +63,12 @@ def start(mark: str, tmp_path: Path) -> Iterator[Start]:
         return started[-1]
 
     yield start_shell
+    for process in started:  # which may have no mark yet
+        process.kill()
+        process.wait()
     for pid in marked(mark):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    for process in started:
-        process.wait()
 
 
 def pid_in(tmp_path: Path) -> int:
