@@ -125,6 +125,7 @@ def check_outcome(pool: Pool, here: MachineFacts, outcome: ProbeOutcome) -> list
         check_shared_memory(report.machine),
         check_node_files(report.machine),
         *check_node_launcher(report, pool),
+        check_rank_launcher(report, pool),
     ]
 
 
@@ -324,6 +325,17 @@ def check_node_launcher(report: NodeReport, pool: Pool) -> list[Finding]:
     advice = "Load its module in prologue=, or choose another launcher=."
     is_needed = pool.max_nodes > 1
     return [Finding(check="launcher", ok=False if is_needed else None, found=found, advice=advice)]
+
+
+def check_rank_launcher(report: NodeReport, pool: Pool) -> Finding:
+    """Check that something starts the ranks of MPI programs, at least if the pool says what."""
+    if report.rank_launcher:
+        return Finding(check="MPI", ok=True, found=f"{report.rank_launcher} starts ranks")
+    if pool.hints.rank_launcher is not None:
+        advice = report.rank_advice
+        return Finding(check="MPI", ok=False, found=report.rank_problem, advice=advice)
+    found = f"{report.rank_problem} Only programs with ranks need one. {report.rank_advice}"
+    return Finding(check="MPI", ok=True, found=found)
 
 
 def _is_mere_belief(origin: str) -> bool:

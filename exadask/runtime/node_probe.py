@@ -33,6 +33,7 @@ from exadask.runtime.node_facts import (
     shape_of_node,
 )
 from exadask.runtime.posting import POSTING, Posting
+from exadask.runtime.ranks import starter_of_ranks
 from exadask.runtime.run_folder import RunFolder
 from exadask.runtime.survey import Folder, NodeReport, survey_folder, survey_machine
 
@@ -102,6 +103,7 @@ async def _seen(run: RunFolder, posting: Posting, launcher: str | None) -> NodeR
     address, problem = _own_address(posting)
     scratch = scratch_parent(os.environ)
     machine = survey_machine(await shape_of_node(posting, os.environ))
+    rank_launcher, rank_problem, rank_advice = _starter_of_ranks(posting)
     return NodeReport(
         machine=machine,
         n_driver_gpus=len(detect_gpus(Path("/"), os.environ).ids),
@@ -115,7 +117,18 @@ async def _seen(run: RunFolder, posting: Posting, launcher: str | None) -> NodeR
         launcher_path=shutil.which(launcher) if launcher else None,
         own_address=address,
         interface_problem=problem,
+        rank_launcher=rank_launcher,
+        rank_problem=rank_problem,
+        rank_advice=rank_advice,
     )
+
+
+def _starter_of_ranks(posting: Posting) -> tuple[str, str, str]:
+    """Find out what would start the ranks of an MPI program; or why nothing, and what to do."""
+    try:
+        return starter_of_ranks(posting.hints.rank_launcher), "", ""
+    except InvalidRequest as error:
+        return "", error.what, error.advice
 
 
 def _own_address(posting: Posting) -> tuple[str, str]:

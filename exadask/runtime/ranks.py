@@ -22,7 +22,7 @@ from pathlib import Path
 
 from exadask import inside
 from exadask.errors import InvalidRequest
-from exadask.rank_launcher import SRUN, launcher_here, takes_several_nodes
+from exadask.rank_launcher import SRUN, VARIABLE, launcher_here, takes_several_nodes
 from exadask.resources import Resources
 from exadask.runtime import binding
 
@@ -117,6 +117,23 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
     if _is_open_mpi(words[0]):  # mpi4py of PyPI speaks to any MPI, and might choose another one
         environment.setdefault("MPI4PY_MPIABI", "openmpi")
     return [*words, "/bin/sh", _START], environment
+
+
+def starter_of_ranks(said: str | None) -> str:
+    """Say what starts ranks on this node, if no task says otherwise.
+
+    Parameters
+    ----------
+    said : str, optional
+        What the pool says.
+
+    Raises
+    ------
+    InvalidRequest
+        There is nothing that can.
+    """
+    told = launcher_here(None, {VARIABLE: said or ""})
+    return told or _mpiexec() or _without_mpiexec()
 
 
 def await_ends(folder: Path) -> None:

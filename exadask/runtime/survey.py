@@ -157,6 +157,10 @@ class NodeReport:
         The run folder, the fast local folder, and the home of the user.
     launcher, launcher_path : str, optional
         The program that starts agents on several nodes, if one is needed, and where it is here.
+    rank_launcher : str
+        What would start the ranks of an MPI program here; empty if nothing can.
+    rank_problem, rank_advice : str
+        Why not, and what to do about it.
     interface_problem, connection_problem, callback_problem : str
         What is wrong with the node's network interface, with the way from the node to the
         scheduler's machine, and with the way back; empty if nothing is.
@@ -176,6 +180,9 @@ class NodeReport:
     home: Folder
     launcher: str | None = None
     launcher_path: str | None = None
+    rank_launcher: str = ""
+    rank_problem: str = ""
+    rank_advice: str = ""
     interface_problem: str = ""
     own_address: str = ""
     connection_problem: str = ""

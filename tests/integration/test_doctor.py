@@ -97,6 +97,7 @@ def test_a_job_looks_at_a_node(doctor: Doctor) -> None:
         ("scratch=/proc/nowhere", "job", "scratch="),
         ("python=python-of-nobody", "job", "python="),
         ("gpus=3", "GPUs", "gpus="),
+        ("rank_launcher=mpirun-of-nobody", "MPI", "rank_launcher="),
     ],
 )
 def test_each_wrong_fact_has_its_finding(
@@ -223,6 +224,7 @@ def test_a_node_of_slurm(doctor: Doctor) -> None:
     assert answer.code == 0
     assert "answers" in answer.found["batch"][1]
     assert answer.found["launcher"][0] is True
+    assert answer.found["MPI"][0] is True
     assert answer.found["network"][0] is True
     assert "8 cores, 4 GPUs" in answer.found["node"][1]
 

@@ -62,6 +62,7 @@ def report(**changes: Any) -> NodeReport:
         home=HOME,
         launcher="srun",
         launcher_path="/usr/bin/srun",
+        rank_launcher="/usr/bin/mpiexec",
         own_address="10.0.0.2",
         clock_ahead_s=0.001,
         round_trip_s=0.0004,
@@ -203,6 +204,16 @@ def test_a_bad_node(seen: dict[str, Any], check: str, ok: bool | None, said: str
     assert list(found) == [check]
     assert found[check].ok is ok
     assert said in found[check].advice
+
+
+def test_what_starts_ranks_is_needed_only_if_the_pool_says_so() -> None:
+    nothing = report(rank_launcher="", rank_problem="there is no mpirun.", rank_advice="Load it.")
+    silent = node_checks.check_rank_launcher(nothing, CLUSTER)
+    assert silent.ok is True
+    assert "Load it" in silent.found
+    wanted = node_checks.check_rank_launcher(nothing, CLUSTER.updated(rank_launcher="mpirun"))
+    assert (wanted.ok, wanted.found, wanted.advice) == (False, "there is no mpirun.", "Load it.")
+    assert node_checks.check_rank_launcher(report(), CLUSTER).found.startswith("/usr/bin/mpiexec")
 
 
 def test_packages_of_both_sides_are_compared() -> None:
