@@ -71,6 +71,10 @@ class Leftovers:
         self._closing = asyncio.Event()
         self._looks = Background()
 
+    def look_now(self) -> None:
+        """Look for what is from times before."""
+        self._looks.start(self._remove())
+
     def look_soon(self) -> None:
         """Look once, for all that end until then."""
         if not self._is_due:
@@ -85,6 +89,10 @@ class Leftovers:
     async def _look(self) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._closing.wait(), _INTERVAL_S)
-            await asyncio.sleep(_YOUNG_S)
+            if shared_memory_of_mpi():
+                await asyncio.sleep(_YOUNG_S)
         self._is_due = False
+        await self._remove()
+
+    async def _remove(self) -> None:
         await asyncio.to_thread(remove_leftovers)

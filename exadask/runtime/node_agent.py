@@ -128,7 +128,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         self._threads = ThreadPoolExecutor(1024, thread_name_prefix="exadask-task")
         self._ranks.mkdir(mode=0o700)
         self._leftovers = Leftovers()
-        self._leftovers.look_soon()  # an agent that was killed here left them
+        self._leftovers.look_now()  # an agent that was killed here may have left some
         self._watch = MemoryWatch(
             self._config.poll_interval_s, self.shape.memory_bytes, self._ranks
         )
