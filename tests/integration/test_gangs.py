@@ -450,7 +450,7 @@ def test_gangs_go_on_while_nodes_come_and_go(seed: int) -> None:
             n_ranks = layout.get("ranks", layout.get("nodes", 1) * layout.get("ranks_per_node", 1))
             calls.append((n_ranks, xd.mpi(**layout)(nap).submit(rng.choice([0.05, 0.5]))))
         singles = [executor.submit(pow, number, 2) for number in range(100)]
-        for n_done in (2, 4, 6):
+        for n_done in (2, 5):  # who sees three nodes die in a row is not tried again
             while sum(one.done() for _, one in calls) < n_done:
                 left = [one for _, one in calls if not one.done()]
                 xd.wait(left, timeout=LONG_S, return_when="FIRST_COMPLETED")
