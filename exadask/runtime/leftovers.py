@@ -18,8 +18,8 @@ __all__ = ["Leftovers", "remove_leftovers", "shared_memory_of_mpi"]
 
 _FOLDER = Path("/dev/shm")
 _PROC = Path("/proc")
-# Seen of MPICH 4 and 5, and of Open MPI 4.
-_NAMES = ("mpich_shm_", "vader_segment.")
+# Seen of MPICH 4 and 5, of Open MPI 4, and of UCX, which the MPICH of Debian uses.
+_NAMES = ("mpich_shm_", "vader_segment.", "ucx_shm_posix_")
 _YOUNG_S = 0.5
 _INTERVAL_S = 5.0
 
