@@ -1120,6 +1120,19 @@ def verdict(future: xd.Future[int | bytes], number: int) -> str:
     return "well" if value == number else "wrong"
 
 
+def wait_until_done(futures: Sequence[xd.Future[Any]], share: float) -> None:
+    """Wait for a share of many calls; where they get stuck, say what the others wait for."""
+
+    def is_done() -> bool:
+        return sum(map(xd.Future.done, futures)) > share * len(futures)
+
+    try:
+        eventually(is_done, poll_s=0.1)  # each look keeps the cluster from the interpreter
+    except TimeoutError:
+        left = [one for one in futures if not one.done()]
+        pytest.fail(f"{len(left)} are not done: {[one.explain() for one in left[:5]]}")
+
+
 def test_every_call_of_many_ends_as_it_should() -> None:
     seed = 1
     rng = random.Random(seed)
@@ -1129,11 +1142,7 @@ def test_every_call_of_many_ends_as_it_should() -> None:
         futures = xd.task(behave).map([seed] * N_CHAOTIC, range(N_CHAOTIC))
         cancelled = rng.sample(range(N_CHAOTIC), k=500)
         for share in (0.1, 0.4, 0.7):
-            # Not too often: each look keeps the loop of the cluster from the interpreter.
-            eventually(
-                lambda share=share: sum(map(xd.Future.done, futures)) > share * N_CHAOTIC,  # type: ignore[misc]  # bound now
-                poll_s=0.1,
-            )
+            wait_until_done(futures, share)
             joined = cluster.add_node(shape)
             cluster.lose_node(rng.choice([name for name in cluster.shapes if name != joined]))
             for number in cancelled[:: rng.randrange(2, 4)]:
