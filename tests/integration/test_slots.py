@@ -42,11 +42,13 @@ def test_message_for_a_process_that_is_killed_is_given_up(monkeypatch: pytest.Mo
         )
         slot = Slot(SlotKind(), f"{os.getpid()}-killed")
         os.kill(slot.pid, signal.SIGSTOP)
-        sending = asyncio.ensure_future(slot.send(News("", "", (bytes(2**24),))))
-        while slot._room is None:
-            await asyncio.sleep(0)
-        assert not sending.done()
-        os.kill(slot.pid, signal.SIGKILL)
+        try:
+            sending = asyncio.ensure_future(slot.send(News("", "", (bytes(2**24),))))
+            while slot._room is None:
+                await asyncio.sleep(0)
+            assert not sending.done()
+        finally:
+            os.kill(slot.pid, signal.SIGKILL)
         await asyncio.wait_for(sending, 20)
         await slot.end(0)
         another = Slot(SlotKind(), f"{os.getpid()}-another")  # has the same descriptors
