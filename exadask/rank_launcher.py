@@ -18,12 +18,8 @@ _OF_SEVERAL = ("{hostfile}", "{nodes}", "{n_nodes}")
 # It shares the nodes with the agents, binds nothing (ranks do that themselves; -c would imply
 # --exact), and ends all ranks when one dies.
 _SRUN = "srun --overlap --overcommit --cpu-bind=none -K"
-_SPELLED = {
-    SRUN: (
-        f"{_SRUN} -N 1 -w {{node}} -n {{ranks}}",
-        f"{_SRUN} -m arbitrary -N {{n_nodes}} -n {{ranks}}",
-    )
-}
+_SRUN_ON_ONE = f"{_SRUN} -N 1 -w {{node}} -n {{ranks}}"
+_SRUN_ON_SEVERAL = f"{_SRUN} -m arbitrary -N {{n_nodes}} -n {{ranks}}"
 
 
 def check_launcher(launcher: object, name: str = "launcher") -> None:
@@ -71,7 +67,7 @@ def takes_several_nodes(launcher: str) -> bool:
     >>> takes_several_nodes("srun")
     True
     """
-    return launcher in _SPELLED or any(one in launcher for one in _OF_SEVERAL)
+    return launcher == SRUN or any(one in launcher for one in _OF_SEVERAL)
 
 
 def launcher_here(
@@ -123,6 +119,7 @@ def launcher_here(
 
 
 def _spelled_out(launcher: str, *, is_gang: bool) -> str:
-    """Give the command that a short name stands for."""
-    found = _SPELLED.get(launcher)
-    return launcher if found is None else found[is_gang]
+    """Give the command that is meant."""
+    if launcher != SRUN:
+        return launcher
+    return _SRUN_ON_SEVERAL if is_gang else _SRUN_ON_ONE

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,9 +93,7 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
     """
     here = inside.current()
     gang = None if here is None else here.gang
-    launcher = launcher_here(launcher, os.environ, is_gang=gang is not None)
-    if launcher is None and _mpiexec() is None:
-        launcher = launcher_here(_without_mpiexec(), {}, is_gang=gang is not None)
+    launcher = _chosen(launcher, os.environ, is_gang=gang is not None)
     is_told = launcher is None or "{hostfile}" in launcher
     parts = {} if gang is None or is_told else _parts(gang)
     if launcher is None:
@@ -132,8 +130,7 @@ def starter_of_ranks(said: str | None) -> str:
     InvalidRequest
         There is nothing that can.
     """
-    told = launcher_here(None, {VARIABLE: said or ""})
-    return told or _mpiexec() or _without_mpiexec()
+    return _chosen(None, {VARIABLE: said or ""}, is_gang=False) or str(_mpiexec())
 
 
 def await_ends(folder: Path) -> None:
@@ -147,6 +144,14 @@ def await_ends(folder: Path) -> None:
         if asked <= {path.suffix for path in folder.glob("over.*")}:
             return
         time.sleep(_POLL_S)
+
+
+def _chosen(said: str | None, environ: Mapping[str, str], *, is_gang: bool) -> str | None:
+    """Choose the command that starts ranks on this node; None: the ``mpiexec`` that is found."""
+    launcher = launcher_here(said, environ, is_gang=is_gang)
+    if launcher is None and _mpiexec() is None:
+        launcher = launcher_here(_without_mpiexec(), {}, is_gang=is_gang)
+    return launcher
 
 
 def _mpiexec_words(layout: Layout, gang: inside.Gang | None) -> list[str]:
