@@ -47,6 +47,8 @@ class Leader:
         The way to the other nodes.
     name : str
         The task.
+    share : int
+        Its share of this node.
     mates : sequence of dict
         The shares on the other nodes, and their addresses.
     limit_of : callable
@@ -60,14 +62,13 @@ class Leader:
     ----------
     lost : str or None
         The address of a node that is lost.
-    share : int
-        The task's share of this node; -1 before it leads.
     """
 
     def __init__(
         self,
         worker: Worker,
         name: str,
+        share: int,
         mates: Sequence[Mapping[str, Any]],
         *,
         limit_of: Callable[[Mapping[str, Any]], int | None],
@@ -75,7 +76,7 @@ class Leader:
         tell_lost: Callable[[str], None],
     ) -> None:
         self.lost: str | None = None
-        self.share = -1
+        self.share = share
         self._worker, self._name, self._mates = worker, name, mates
         self._limit_of, self._condemn, self._tell_lost = limit_of, condemn, tell_lost
         self._launches = Background()
@@ -101,7 +102,6 @@ class Leader:
         """
         segments = folder if self._has_neighbours else None
         visible = dict(slot.kind.gpu_env)
-        self.share = grant.share
         with contextlib.ExitStack() as undo:
             folder.mkdir(mode=0o700)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)

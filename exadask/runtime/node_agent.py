@@ -17,11 +17,10 @@ from distributed import Worker, WorkerPlugin, get_worker
 
 from exadask.config import Config
 from exadask.resources import NodeShape
-from exadask.runtime import binding
+from exadask.runtime import binding, guardian
 from exadask.runtime.admission import Admission, Grant
 from exadask.runtime.attempt import Attempt, Cancelled
 from exadask.runtime.bundle_attempt import BundleAttempt
-from exadask.runtime.guardian_process import Guardian
 from exadask.runtime.job import (
     INLINE_OUTPUT_BYTES,
     Bundle,
@@ -40,6 +39,7 @@ from exadask.runtime.leftovers import Leftovers
 from exadask.runtime.memory_watch import MemoryWatch
 from exadask.runtime.nested import NestedService
 from exadask.runtime.outcomes import failure_of
+from exadask.runtime.outliving import Outliving
 from exadask.runtime.parcel import Packer, Parcel
 from exadask.runtime.parts import Parts, near_gpus
 from exadask.runtime.posting import Berth
@@ -144,7 +144,8 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
             told=self._told,
         )
         self.nested = NestedService(worker, self._lend, self._reclaim)
-        self._guardian = Guardian(self.mark, self._scratch)
+        has_proc = Path("/proc/self/environ").exists()  # the guardian finds processes there
+        self._guardian = Outliving(guardian, self.mark, self._scratch) if has_proc else None
         worker.handlers["exadask_output"] = self.output
         worker.handlers["exadask_save"] = self.save
         worker.handlers["exadask_part"] = self._parts.launch
@@ -186,7 +187,8 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         await self._parts.close()
         await self._leftovers.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._guardian.dismiss()
+        if self._guardian is not None:
+            self._guardian.dismiss()
 
     def transition(self, key: str, start: str, finish: str, **_: object) -> None:
         """Take note of what Dask decides about a task: it never stops a running one itself."""
@@ -309,6 +311,7 @@ class NodeAgent(WorkerPlugin):  # type: ignore[misc]  # distributed is untyped
         attempt.leader = Leader(
             self._worker,
             attempt.kind.name,
+            share["share"],
             share["mates"],
             limit_of=lambda mate: mate["memory"] if is_limited else None,
             condemn=attempt.condemn,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from exadask.runtime import reaper
+from exadask.runtime.outliving import Outliving
 from exadask.runtime.run_folder import RunFolder
 
 _ORDERS = "cancel.json"
@@ -28,11 +27,7 @@ class Reaper:
         self._wanted: Sequence[Sequence[str]] | None = None  # what could not be written
         orders = self._write([])
         secrets = [run.tls, run.depot, run.path / "cluster.json", orders]
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(reaper.__file__), str(orders), *map(str, secrets)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
+        self._process = Outliving(reaper, str(orders), *map(str, secrets))
 
     def expect(self, commands: Sequence[Sequence[str]]) -> None:
         """Have these commands run if this process is killed."""
@@ -48,8 +43,7 @@ class Reaper:
 
     def dismiss(self) -> None:
         """Let it go: everything is ended, or has been told to."""
-        assert self._process.stdin is not None
-        self._process.communicate(reaper.FAREWELL)
+        self._process.dismiss()
         (self._run.path / _ORDERS).unlink(missing_ok=True)
 
     def _write(self, commands: Sequence[Sequence[str]]) -> Path:
