@@ -69,10 +69,19 @@ def _read(path: str) -> dict[str, Any]:
 
 def _wrong_world(n_ranks: int, n_seen: int, mpi: object) -> Exception:
     library = mpi.Get_library_version().splitlines()[0]  # type: ignore[attr-defined]  # of mpi4py
+    starter = os.path.basename(os.environ.get("EXADASK_STARTER", "mpiexec"))  # noqa: PTH119  # as above
+    seen = f"{n_ranks} ranks were started, and each sees {n_seen}: "
+    if starter == "srun":
+        return RuntimeError(
+            f"{seen}srun does not speak the PMI of the MPI that mpi4py uses ({library}). Say which "
+            'it is, one of those that srun --mpi=list names: env={"SLURM_MPI_TYPE": "pmi2"} of the '
+            "pool, or use the site's MPI: python -m pip install --no-binary mpi4py "
+            "--force-reinstall mpi4py"
+        )
     return RuntimeError(
-        f"{n_ranks} ranks were started, and each sees {n_seen}: mpiexec is not of the MPI that "
-        f"mpi4py uses ({library}). Load the module of that MPI, or install mpi4py against the one "
-        "that is loaded: python -m pip install --no-binary mpi4py --force-reinstall mpi4py"
+        f"{seen}{starter} is not of the MPI that mpi4py uses ({library}). Load the module of that "
+        "MPI, or install mpi4py against the one that is loaded: python -m pip install --no-binary "
+        "mpi4py --force-reinstall mpi4py"
     )
 
 

@@ -105,7 +105,7 @@ def prefix(layout: Layout, launcher: str | None) -> tuple[list[str], dict[str, s
         name: value for name, value in os.environ.items() if not name.startswith(misleading)
     }
     cores = here.cores if here is not None else ()
-    environment |= _how(gang) | _who(layout, gang, cores)
+    environment |= _how(gang) | _who(layout, gang, cores) | {"EXADASK_STARTER": words[0]}
     if gang is not None and parts:  # the batch system starts the ranks: each finds its part itself
         numbered = zip(parts, layout.on_each(gang), strict=True)
         ranks = Path(gang.folder) / "ranks"

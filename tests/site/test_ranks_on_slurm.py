@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import exadask as xd
-from exadask.errors import MemoryExceeded
+from exadask.errors import InvalidRequest, MemoryExceeded
 
 pytest.importorskip("mpi4py", reason="functions on ranks need it")
 
@@ -75,6 +75,14 @@ def test_ranks_of_several_tasks_share_no_gpu(two_nodes: xd.Executor, launcher: s
     assert sorted(seen) == [(node, str(gpu)) for node in ("gpu1", "gpu2") for gpu in range(4)]
     without = xd.mpi(ranks=2, gather="all", launcher=launcher)(gpus_of)
     assert {gpus for _, gpus in two_nodes.submit(without).result(LONG_S)} == {""}
+
+
+def test_srun_that_speaks_another_pmi_is_told_apart(slurm: Any, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with xd.Executor(site="slurm", queue="gpu", interface="lo", run_folder=runs) as executor:
+        future = executor.submit(xd.mpi(ranks=2, launcher="srun")(where))
+        with pytest.raises(InvalidRequest, match=r"each sees 1: srun does not .*SLURM_MPI_TYPE"):
+            future.result(LONG_S)
 
 
 def test_ranks_that_slurm_starts_are_held_to_their_memory(two_nodes: xd.Executor) -> None:
