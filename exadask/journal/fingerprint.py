@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import collections
 import copyreg
+import enum
 import functools
 import hashlib
 import marshal
@@ -230,6 +231,9 @@ class _Describer:
             return self._own_code(value, way) if is_code else _foreign(value)
         if isinstance(value, types.ModuleType):
             return _joined(b"module", value.__name__.encode(), version_of(value.__name__))
+        if isinstance(value, enum.Enum):  # pickle may say its name alone, as in Python 3.11.2
+            parts = (self.of(one, way) for one in (kind, value._name_, value._value_))
+            return _joined(b"enum", *parts)
         known = self._callable(value, kind, way)
         return self._object(value, way) if known is None else known
 

@@ -165,6 +165,12 @@ CHANGES = {
         "import enum\nclass K(enum.Enum):\n A = 1\ndef f(): return K.A",
         "import enum\nclass K(enum.Enum):\n A = 2\ndef f(): return K.A",
     ),
+    "enum that is pickled by name": (
+        "import enum\nclass K(enum.Enum):\n A = 1\n"
+        " def __reduce_ex__(self, _): return getattr, (K, 'A')\ndef f(): return K.A",
+        "import enum\nclass K(enum.Enum):\n A = 2\n"
+        " def __reduce_ex__(self, _): return getattr, (K, 'A')\ndef f(): return K.A",
+    ),
     "partial": (
         "import functools\nf = functools.partial(max, 1)",
         "import functools\nf = functools.partial(max, 2)",
