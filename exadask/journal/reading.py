@@ -229,8 +229,8 @@ class Lookup:
             query = "SELECT * FROM results WHERE digest = ?"
             found = self._connection.execute(query, (digest,)).fetchone()
             if found is not None:
-                row = ResultRow(*found)
-                return row if row.is_sound else None
+                row = ResultRow(*found)  # a damaged index may lead to that of another call
+                return row if row.is_sound and row.digest == digest else None
         return None
 
     def close(self) -> None:
