@@ -191,7 +191,9 @@ def _located(name: str, folders: Sequence[Path], visited: Sequence[Path]) -> Pat
     known = dict.fromkeys(path.stem for folder in folders for path in _files(folder))
     raise SiteError(
         name,
-        "there is no such profile.",
+        f"there is no such profile, which {visited[-1]} extends."
+        if visited
+        else "there is no such profile.",
         f"{near(name, known)} Yours can lie in {folders[-2] if len(folders) > 1 else SHIPPED}, or "
         "be given as a path.",
     )

@@ -416,6 +416,12 @@ def test_own_frontier_extends_the_shipped(home: Path, environ: dict[str, str]) -
     assert site.pools[0].account == "abc"
 
 
+def test_unknown_base_is_told_with_who_extends_it(home: Path, environ: dict[str, str]) -> None:
+    path = write(home, "mine", 'extends = "fronteer"\n[pools.cpu]\ncores = 4')
+    with pytest.raises(SiteError, match=f"no such profile, which {path} extends. Did you mean"):
+        load_site("mine", environ=environ)
+
+
 def test_extends_a_path_beside_it(home: Path, environ: dict[str, str]) -> None:
     write(home, "base", _MINIMAL)
     write(home, "mine", 'extends = "./base.toml"\n[pools.cpu]\ncores = 4')
